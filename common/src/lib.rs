@@ -1,1 +1,11 @@
-//! common
+//! What every process of Catchment needs, and no word of one tier.
+//!
+//! - [`record_log`]: the durable append-only log under outbox and channel,
+//! - [`frame`]: compressed payload frames, made and checked,
+//! - [`config`], [`units`]: one TOML file per process, every problem listed at once,
+//! - [`supervise`]: named tasks, signals, drain with a deadline,
+//! - [`telemetry`], [`admin`]: logs, metrics, health,
+//! - [`ring`], [`peers`]: who talks to whom,
+//! - [`log_format`], [`event_time`]: access-log lines and the time in them.
+
+pub mod record_log;

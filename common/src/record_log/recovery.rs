@@ -1,0 +1,207 @@
+//! Looks at the segment files of a directory at start and tells three cases apart: a sealed file (footer and length
+//! agree, nothing else is read), a torn tail (bad bytes with no valid record behind them: a write that never was
+//! acknowledged; cut off), and damage (a bad record *followed by* valid ones, or a bad footer: reported, the rest kept).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::record_log::segment::{
+    self, FILE_HEADER_BYTES, FileHeader, Kind, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, TRAILER_BYTES,
+};
+use crate::record_log::{Corruption, LoadedRecord, LogError, RecordAt};
+
+/// How much of a file is in memory at once while it is scanned.
+const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// What one file holds.
+pub(super) enum Found {
+    Sealed { footer: Bytes, bytes: u64 },
+    Unsealed(Scan),
+}
+
+/// A file without a (good) footer, read to its end.
+#[derive(Default)]
+pub(super) struct Scan {
+    pub records: Vec<LoadedRecord>,
+    /// Where the file is to be cut: the end of the last valid record.
+    pub end: u64,
+    /// Bytes behind `end`.
+    pub torn_bytes: u64,
+    pub corrupt: Vec<Corruption>,
+}
+
+/// Looks at one file. Changes nothing.
+pub(super) fn inspect(path: &Path, id: u64) -> Result<Found, LogError> {
+    let failed = |source| LogError::storage("reading", path, source);
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    let mut window = Window { file: &file, len, start: 0, bytes: Vec::new() };
+    let header = window.get(0, FILE_HEADER_BYTES as usize).map_err(failed)?;
+    if let FileHeader::Newer(found) = segment::decode_file_header(header, id) {
+        return Err(LogError::NewerFormat { path: path.to_owned(), found, newest: segment::VERSION });
+    }
+    let sound = segment::decode_file_header(header, id) == FileHeader::Good;
+    let mut bad_footer = None;
+    if sound && let Some(offset) = trailer(&mut window, id).map_err(failed)? {
+        match footer(&mut window, id, offset).map_err(failed)? {
+            Some(footer) => return Ok(Found::Sealed { footer, bytes: len }),
+            None => bad_footer = Some(offset),
+        }
+    }
+    let mut scan = scan(&mut window, id, sound, bad_footer).map_err(failed)?;
+    if let Some(offset) = bad_footer {
+        scan.corrupt.push(Corruption {
+            segment: id,
+            offset,
+            maybe_unsynced: false,
+            detail: "the footer is damaged; every record was checked instead".into(),
+        });
+    }
+    Ok(Found::Unsealed(scan))
+}
+
+fn trailer(window: &mut Window<'_>, id: u64) -> io::Result<Option<u64>> {
+    let Some(at) = window.len.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
+    let len = window.len;
+    Ok(segment::decode_trailer(window.get(at, TRAILER_BYTES)?, id, len))
+}
+
+fn footer(window: &mut Window<'_>, id: u64, offset: u64) -> io::Result<Option<Bytes>> {
+    let at = RecordAt { segment: id, offset };
+    let Some(header) = RecordHeader::decode(window.get(offset, RECORD_HEADER_BYTES)?, at) else { return Ok(None) };
+    if header.kind != Kind::Footer || offset + header.total() + TRAILER_BYTES as u64 != window.len {
+        return Ok(None);
+    }
+    let bytes = window.get(offset + RECORD_HEADER_BYTES as u64, header.meta_bytes as usize)?;
+    Ok((crc32c::crc32c(bytes) == header.crc).then(|| Bytes::copy_from_slice(bytes)))
+}
+
+/// Reads every record. `bad_footer`: a good trailer says that the records end there.
+fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) -> io::Result<Scan> {
+    let mut scan = Scan { end: FILE_HEADER_BYTES, ..Scan::default() };
+    let stop = bad_footer.unwrap_or(window.len);
+    let mut offset = FILE_HEADER_BYTES;
+    // Damage that is not yet known to have a valid record behind it.
+    let mut bad: Option<u64> = (!sound).then_some(0);
+    if !sound {
+        offset = 0;
+    }
+    while offset < stop {
+        let valid = match bad {
+            Some(_) => next_valid(window, id, offset + 1, stop)?,
+            None => record_at(window, id, offset, stop)?.map(|header| (offset, header)),
+        };
+        let Some((at, header)) = valid else {
+            if bad.is_some() {
+                break;
+            }
+            bad = Some(offset);
+            continue;
+        };
+        if let Some(bad) = bad.take() {
+            scan.corrupt.push(damage(id, bad, at, &header));
+        }
+        if header.kind == Kind::Footer {
+            // The trailer behind it is missing or torn: the seal was never answered and is made again.
+            break;
+        }
+        let meta = window.get(at + RECORD_HEADER_BYTES as u64, header.meta_bytes as usize)?;
+        let meta = Bytes::copy_from_slice(meta);
+        scan.records.push(LoadedRecord {
+            at: RecordAt { segment: id, offset: at },
+            meta,
+            body_bytes: header.body_bytes,
+        });
+        offset = at + header.total();
+        scan.end = offset;
+    }
+    if let (Some(bad), Some(footer)) = (bad, bad_footer) {
+        scan.corrupt.push(Corruption {
+            segment: id,
+            offset: bad,
+            maybe_unsynced: false,
+            detail: format!("bytes {bad} to {footer} of a sealed segment hold no valid record"),
+        });
+    }
+    scan.torn_bytes = window.len.saturating_sub(scan.end);
+    Ok(scan)
+}
+
+fn damage(id: u64, bad: u64, next: u64, header: &RecordHeader) -> Corruption {
+    let maybe_unsynced = header.synced <= bad;
+    let why = if maybe_unsynced { "perhaps torn by a power failure" } else { "it had been synced" };
+    Corruption {
+        segment: id,
+        offset: bad,
+        maybe_unsynced,
+        detail: format!("bytes {bad} to {next} hold no valid record, but one follows ({why})"),
+    }
+}
+
+/// The record at exactly this offset, header and contents checked.
+fn record_at(window: &mut Window<'_>, id: u64, offset: u64, stop: u64) -> io::Result<Option<RecordHeader>> {
+    let at = RecordAt { segment: id, offset };
+    let Some(header) = RecordHeader::decode(window.get(offset, RECORD_HEADER_BYTES)?, at) else { return Ok(None) };
+    let end = offset + header.total();
+    if end > stop {
+        return Ok(None);
+    }
+    let (mut crc, mut next) = (0, offset + RECORD_HEADER_BYTES as u64);
+    while next < end {
+        let part = window.get(next, WINDOW_BYTES.min((end - next) as usize))?;
+        crc = crc32c::crc32c_append(crc, part);
+        next += part.len() as u64;
+    }
+    Ok((crc == header.crc).then_some(header))
+}
+
+/// The first valid record at or behind `from`.
+fn next_valid(window: &mut Window<'_>, id: u64, mut from: u64, stop: u64) -> io::Result<Option<(u64, RecordHeader)>> {
+    while from < stop {
+        let part = window.get(from, WINDOW_BYTES)?;
+        match memchr::memmem::find(part, RECORD_MAGIC) {
+            Some(distance) => {
+                from += distance as u64;
+                if let Some(header) = record_at(window, id, from, stop)? {
+                    return Ok(Some((from, header)));
+                }
+                from += 1;
+            }
+            // The magic may lie across the end of this part.
+            None if part.len() >= WINDOW_BYTES => from += (part.len() - RECORD_MAGIC.len() + 1) as u64,
+            None => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// A file, seen through one buffer.
+struct Window<'a> {
+    file: &'a File,
+    len: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// `wanted` bytes from `offset`, or as many as the file has there.
+    fn get(&mut self, offset: u64, wanted: usize) -> io::Result<&[u8]> {
+        let wanted = (wanted as u64).min(self.len.saturating_sub(offset)) as usize;
+        let held = self.start..self.start + self.bytes.len() as u64;
+        if wanted > 0 && !(held.contains(&offset) && offset + wanted as u64 <= held.end) {
+            let fill = (self.len - offset).min(WINDOW_BYTES.max(wanted) as u64) as usize;
+            self.bytes.resize(fill, 0);
+            self.start = offset;
+            if let Err(error) = self.file.read_exact_at(&mut self.bytes, offset) {
+                self.bytes.clear();
+                return Err(error);
+            }
+        }
+        let from = (offset.saturating_sub(self.start) as usize).min(self.bytes.len());
+        Ok(&self.bytes[from..from + wanted])
+    }
+}
