@@ -8,4 +8,5 @@
 //! - [`ring`], [`peers`]: who talks to whom,
 //! - [`log_format`], [`event_time`]: access-log lines and the time in them.
 
+pub mod frame;
 pub mod record_log;

@@ -191,9 +191,9 @@ mod tests {
         assert_eq!(decode_trailer(&encode_trailer(3, 61, 125), 3, 125), Some(61));
     }
 
-    const GOLDEN_FILE_HEADER: &str = "";
-    const GOLDEN_RECORD_HEADER: &str = "";
-    const GOLDEN_TRAILER: &str = "";
+    const GOLDEN_FILE_HEADER: &str = "435453470100000003000000000000005bc88ff6";
+    const GOLDEN_RECORD_HEADER: &str = "43545243000000000400000005000000140000000000000004030201b3a0ac46";
+    const GOLDEN_TRAILER: &str = "435446543d000000000000007d000000000000006f7f8e93";
 
     #[test]
     fn a_record_moved_elsewhere_is_none() {
