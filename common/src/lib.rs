@@ -8,5 +8,7 @@
 //! - [`ring`], [`peers`]: who talks to whom,
 //! - [`log_format`], [`event_time`]: access-log lines and the time in them.
 
+pub mod config;
 pub mod frame;
 pub mod record_log;
+pub mod units;
