@@ -8,7 +8,12 @@
 //! - [`ring`], [`peers`]: who talks to whom,
 //! - [`log_format`], [`event_time`]: access-log lines and the time in them.
 
+pub mod admin;
 pub mod config;
 pub mod frame;
+pub mod peers;
 pub mod record_log;
+pub mod ring;
+pub mod supervise;
+pub mod telemetry;
 pub mod units;
