@@ -1,0 +1,249 @@
+//! The state directory: its lock, whose it is, and whether it still is the directory it was.
+//!
+//! Invariants: one process per directory; a directory belongs to one agent name; a directory whose outbox has another
+//! inode or birth time than recorded was restored or copied, and the next open says so. Mode 0700, files 0600.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use proto::ids::AgentName;
+use serde::{Deserialize, Serialize};
+
+const FORMAT: u32 = 1;
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    /// Another process holds it.
+    #[error("{path} is in use by another process: stop that agent first, or give this one a state_dir of its own")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It belongs to another agent name.
+    #[error(
+        "{path} belongs to agent {found:?}, this one is configured as {wanted:?}: set name = {found:?}, or use an empty state_dir \
+         (what is unsent in the old one is then sent only by an agent with the old name)"
+    )]
+    OtherName {
+        /// The directory.
+        path: PathBuf,
+        /// The recorded name.
+        found: String,
+        /// The configured name.
+        wanted: String,
+    },
+    /// A newer release wrote it.
+    #[error("{path} has format {found}, this release reads up to {FORMAT}: start the newer release again")]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The identity file is not readable as such.
+    #[error("{path} cannot be understood ({detail}): restore it, or move the whole state directory away")]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
+    /// The file system said no.
+    #[error("{path} cannot be used: {error}")]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Identity {
+    format: u32,
+    agent: String,
+    outbox_inode: u64,
+    /// Nanoseconds since the epoch; absent where the file system does not tell.
+    outbox_birth_ns: Option<u64>,
+}
+
+/// A locked state directory.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    agent: AgentName,
+    restored: bool,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Creates (0700) or opens it, takes the lock and checks the name.
+    pub fn open(path: &Path, agent: &AgentName) -> Result<Self, StateDirError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| StateDirError::Io { path, error }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io(path))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io(path))?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(io(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StateDirError::Locked { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(StateDirError::Io { path: lock_path, error }),
+        }
+        let mut dir = Self { path: path.to_owned(), agent: agent.clone(), restored: false, _lock: lock };
+        dir.check().inspect_err(|_| ())?;
+        Ok(dir)
+    }
+
+    fn check(&mut self) -> Result<(), StateDirError> {
+        let outbox = self.outbox();
+        let fresh = !outbox.exists();
+        if fresh {
+            let made = fs::DirBuilder::new().mode(0o700).create(&outbox);
+            made.map_err(|error| StateDirError::Io { path: outbox.clone(), error })?;
+        }
+        let recorded = self.read_identity()?;
+        let now = self.identity_now()?;
+        match recorded {
+            Some(recorded) if recorded.agent != now.agent => {
+                Err(StateDirError::OtherName { path: self.path.clone(), found: recorded.agent, wanted: now.agent })
+            }
+            Some(recorded) => {
+                self.restored = recorded != now;
+                Ok(())
+            }
+            None => {
+                // An outbox that has no identity beside it was put there by somebody else.
+                let used = fs::read_dir(&outbox).is_ok_and(|mut entries| entries.next().is_some());
+                self.restored = used && !fresh;
+                if self.restored { Ok(()) } else { self.write_identity(&now) }
+            }
+        }
+    }
+
+    /// The directory was restored from a copy, or is one: the open must say so and name no end.
+    pub fn is_restored(&self) -> bool {
+        self.restored
+    }
+
+    /// From now on this directory is the original: after the open that says *restored* is durable, or by an operator
+    /// who knows that it was moved.
+    pub fn adopt(&mut self) -> Result<(), StateDirError> {
+        let now = self.identity_now()?;
+        self.write_identity(&now)?;
+        self.restored = false;
+        Ok(())
+    }
+
+    /// Directory of the outbox.
+    pub fn outbox(&self) -> PathBuf {
+        self.path.join("outbox")
+    }
+
+    /// Directory of what became a void.
+    pub fn rejected(&self) -> PathBuf {
+        self.path.join("rejected")
+    }
+
+    /// File of the dataset declarations received last.
+    pub fn declarations(&self) -> PathBuf {
+        self.path.join("declarations")
+    }
+
+    fn identity_path(&self) -> PathBuf {
+        self.path.join("identity")
+    }
+
+    fn read_identity(&self) -> Result<Option<Identity>, StateDirError> {
+        let path = self.identity_path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateDirError::Io { path, error }),
+        };
+        let identity: Identity = serde_json::from_str(&text)
+            .map_err(|error| StateDirError::Identity { path: path.clone(), detail: error.to_string() })?;
+        if identity.format > FORMAT {
+            return Err(StateDirError::NewerFormat { path, found: identity.format });
+        }
+        Ok(Some(identity))
+    }
+
+    fn identity_now(&self) -> Result<Identity, StateDirError> {
+        let path = self.outbox();
+        let meta = fs::metadata(&path).map_err(|error| StateDirError::Io { path, error })?;
+        let birth = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Ok(Identity {
+            format: FORMAT,
+            agent: self.agent.to_string(),
+            outbox_inode: meta.ino(),
+            outbox_birth_ns: birth.map(|time| time.as_nanos() as u64),
+        })
+    }
+
+    fn write_identity(&self, identity: &Identity) -> Result<(), StateDirError> {
+        let path = self.identity_path();
+        let text = serde_json::to_vec(identity)
+            .map_err(|error| StateDirError::Identity { path: path.clone(), detail: error.to_string() })?;
+        write_whole(&path, &text).map_err(|error| StateDirError::Io { path, error })
+    }
+}
+
+/// Replaces a file durably: a crash leaves the old or the new content. Mode 0600.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> AgentName {
+        AgentName::new(text).unwrap()
+    }
+
+    #[test]
+    fn one_process_and_one_name() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state");
+        let held = StateDir::open(&path, &name("web-1")).unwrap();
+        assert!(!held.is_restored());
+        assert!(matches!(StateDir::open(&path, &name("web-1")), Err(StateDirError::Locked { .. })));
+        drop(held);
+        let other = StateDir::open(&path, &name("web-2")).unwrap_err();
+        assert!(other.to_string().contains("name = \"web-1\""), "{other}");
+        assert!(!StateDir::open(&path, &name("web-1")).unwrap().is_restored());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::metadata(path.join("identity")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_copy_is_noticed_until_adopted() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state");
+        drop(StateDir::open(&path, &name("web-1")).unwrap());
+        fs::rename(path.join("outbox"), path.join("away")).unwrap();
+        fs::create_dir(path.join("outbox")).unwrap();
+        let mut copy = StateDir::open(&path, &name("web-1")).unwrap();
+        assert!(copy.is_restored());
+        drop(copy);
+        copy = StateDir::open(&path, &name("web-1")).unwrap();
+        assert!(copy.is_restored(), "said again until it was adopted");
+        copy.adopt().unwrap();
+        drop(copy);
+        assert!(!StateDir::open(&path, &name("web-1")).unwrap().is_restored());
+    }
+}

@@ -1,0 +1,481 @@
+//! Sends what the outbox keeps to aggregators, and asks what became of it. One task owns the queue, the balance and all
+//! connections; requests run beside it and come back as events.
+//!
+//! Invariants: only bytes read back from the outbox are sent; bytes in flight are bounded; nothing is acked here that no
+//! aggregator has answered for; retrying elsewhere is always safe, because identity decides.
+
+pub mod balance;
+pub mod client;
+pub mod messages;
+pub mod queue;
+mod retry;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use proto::ids::{AgentName, Origin};
+use proto::wire::append_response::Answer;
+use proto::wire::{self, AppendResponse, BusyReason};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use self::balance::{Balance, Node, Outcome, Policy};
+use self::client::{Asked, Client, SendError, Sent, intervals};
+use self::messages::{DrainUntil, FromShip, ToShip};
+use self::queue::{Queue, Take};
+use self::retry::Retry;
+use crate::outbox::read::{BatchReadError, BatchReader};
+use crate::status::Gauges;
+
+/// Aggregators an agent talks to.
+const FAN_OUT: usize = 3;
+/// Questions about origins in one round.
+const QUESTIONS: usize = 16;
+/// Before an aggregator has told its roll age.
+const DEFAULT_ROLL_AGE: Duration = Duration::from_secs(300);
+/// An aggregator that does not answer for this many roll ages is given up.
+const GIVE_UP_ROLL_AGES: u32 = 3;
+/// Status is asked for this often when nothing else is sent.
+const STATUS_EVERY: Duration = Duration::from_secs(30);
+/// The same while something waits for news.
+const STATUS_HURRY: Duration = Duration::from_secs(2);
+
+/// How to ship.
+#[derive(Debug, Clone)]
+pub struct ShipOptions {
+    /// This agent.
+    pub agent: AgentName,
+    /// Batches are acked when committed (else when durable).
+    pub until_committed: bool,
+    /// How batches are spread.
+    pub policy: Policy,
+    /// Time-out of one request.
+    pub timeout: Duration,
+    /// Bytes in flight at most.
+    pub in_flight_bytes: u64,
+    /// Questions at most this far apart while a gate or a drain waits for commits.
+    pub hurry: Duration,
+    /// The newest origin of the outbox at start, to find out whether aggregators know more of it.
+    pub newest: Option<Origin>,
+}
+
+/// The shipping task.
+pub struct Ship {
+    options: ShipOptions,
+    reader: BatchReader,
+    peers: watch::Receiver<Arc<Vec<String>>>,
+    commands: mpsc::UnboundedReceiver<ToShip>,
+    owner: Sender<FromShip>,
+    gauges: Arc<Gauges>,
+    queue: Queue,
+    balance: Balance,
+    retry: Retry,
+    clients: HashMap<Node, Client>,
+    sends: JoinSet<Sent>,
+    asks: JoinSet<Asked>,
+    gated: bool,
+    hurry_status: bool,
+    drain: Option<DrainUntil>,
+    declarations_version: u64,
+    roll_age: Duration,
+    next_ask: Instant,
+    next_status: Instant,
+    /// Nodes that hold batches of ours and do not answer, since when.
+    silent: HashMap<Node, Instant>,
+    contact: Contact,
+}
+
+/// The first round of questions.
+enum Contact {
+    Asking { left: usize, answered: bool, known_end: u64 },
+    Done,
+}
+
+enum Event {
+    Command(Option<ToShip>),
+    Sent(Box<Sent>),
+    Asked(Box<Asked>),
+    Peers,
+    Timer,
+}
+
+impl Ship {
+    /// A task to [`run`](Self::run). `declarations_version`: of the declarations the agent holds already.
+    pub fn new(
+        options: ShipOptions,
+        reader: BatchReader,
+        peers: watch::Receiver<Arc<Vec<String>>>,
+        commands: mpsc::UnboundedReceiver<ToShip>,
+        owner: Sender<FromShip>,
+        gauges: Arc<Gauges>,
+        declarations_version: u64,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            queue: Queue::new(options.until_committed),
+            balance: Balance::new(options.policy),
+            retry: Retry::new(),
+            options,
+            reader,
+            peers,
+            commands,
+            owner,
+            gauges,
+            clients: HashMap::new(),
+            sends: JoinSet::new(),
+            asks: JoinSet::new(),
+            gated: false,
+            hurry_status: false,
+            drain: None,
+            declarations_version,
+            roll_age: DEFAULT_ROLL_AGE,
+            next_ask: now + DEFAULT_ROLL_AGE,
+            next_status: now,
+            silent: HashMap::new(),
+            contact: Contact::Asking { left: 0, answered: false, known_end: 0 },
+        }
+    }
+
+    /// Runs until the owner hangs up.
+    pub async fn run(mut self) {
+        self.use_peers();
+        loop {
+            let now = Instant::now();
+            self.fill(now);
+            self.ask_if_due(now);
+            self.report();
+            let event = self.next_event().await;
+            match event {
+                Event::Command(Some(command)) => self.command(command),
+                Event::Command(None) => return,
+                Event::Sent(sent) => self.sent(*sent),
+                Event::Asked(asked) => self.asked(*asked),
+                Event::Peers => self.use_peers(),
+                Event::Timer => {}
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let wake = tokio::time::Instant::from_std(self.next_wake());
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => Event::Command(command),
+            Some(Ok(sent)) = self.sends.join_next(), if !self.sends.is_empty() => Event::Sent(Box::new(sent)),
+            Some(Ok(asked)) = self.asks.join_next(), if !self.asks.is_empty() => Event::Asked(Box::new(asked)),
+            Ok(()) = self.peers.changed() => Event::Peers,
+            () = tokio::time::sleep_until(wake) => Event::Timer,
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = Instant::now();
+        let mut wake = self.next_ask.min(self.next_status);
+        wake = self.queue.next_due().map_or(wake, |at| wake.min(at));
+        if self.queue.has_ready() {
+            wake = self.balance.next_available(now).map_or(wake, |at| wake.min(at));
+        }
+        wake.max(now + Duration::from_millis(1))
+    }
+
+    fn command(&mut self, command: ToShip) {
+        match command {
+            ToShip::Send(batches) => batches.into_iter().for_each(|stored| self.queue.add(stored)),
+            ToShip::CloseGate(origin) => {
+                self.gated = true;
+                self.queue.close_gate(origin);
+            }
+            ToShip::OpenGate => {
+                self.gated = false;
+                self.queue.open_gate();
+            }
+            ToShip::LetGo(batches) => {
+                for (origin, seq) in batches {
+                    self.queue.release(origin, &[seq].into_iter().collect());
+                }
+            }
+            ToShip::Hurry(hurry) => self.hurry_status = hurry,
+            ToShip::Drain(until) => self.drain = Some(until),
+        }
+        self.pull_ask();
+    }
+
+    /// The aggregators of this agent: the first of the ring by its name, or all in the order given.
+    fn use_peers(&mut self) {
+        let peers = self.peers.borrow_and_update().clone();
+        let chosen: Vec<Node> = match self.options.policy {
+            Policy::Priority => peers.iter().take(FAN_OUT).map(|peer| Node::from(peer.as_str())).collect(),
+            Policy::Home | Policy::Spread => {
+                let ring = common::ring::Ring::new(&peers);
+                let successors = ring.successors(self.options.agent.as_str().as_bytes());
+                successors.take(FAN_OUT).map(Node::from).collect()
+            }
+        };
+        let mut needed: HashSet<Node> = chosen.iter().cloned().collect();
+        needed.extend(self.queue.questions(usize::MAX).into_iter().map(|(node, _)| node));
+        self.clients.retain(|node, _| needed.contains(node));
+        self.balance.set_nodes(chosen);
+        self.next_status = Instant::now();
+    }
+
+    fn client(&mut self, node: &Node) -> Option<Client> {
+        if let Some(client) = self.clients.get(node) {
+            return Some(client.clone());
+        }
+        match Client::new(node, &self.options.agent, self.options.timeout) {
+            Ok(client) => {
+                self.clients.insert(node.clone(), client.clone());
+                Some(client)
+            }
+            Err(error) => {
+                tracing::error!(node = %node, error, "aggregator address is not usable");
+                None
+            }
+        }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        while let Some(take) = self.queue.take(now, self.options.in_flight_bytes) {
+            if take.attempts > 0 && !self.retry.may_retry() {
+                self.queue.landed(&take);
+                self.queue.again(&take, now + retry::BUDGET_PAUSE, take.avoid.clone());
+                continue;
+            }
+            let node = self.balance.pick(now, rand::random(), take.avoid.as_ref());
+            let Some((node, client)) = node.and_then(|node| self.client(&node).map(|client| (node, client))) else {
+                self.queue.landed(&take);
+                self.queue.put_back(&take);
+                return;
+            };
+            tracing::trace!(%node, seq = take.stored.seq, "sending batch");
+            let send = client.send(take, self.reader.clone(), self.declarations_version);
+            self.sends.spawn(send);
+        }
+    }
+
+    fn sent(&mut self, sent: Sent) {
+        let now = Instant::now();
+        let Sent { take, node, started, result } = sent;
+        self.queue.landed(&take);
+        let random = rand::random();
+        match result {
+            Ok(response) => self.answered(&take, &node, response, now - started, now),
+            Err(SendError::Read(error)) => {
+                // Nothing was sent: the node has neither answered nor failed.
+                self.balance.report(&node, Outcome::Answered(Duration::from_millis(1)), true, now, random);
+                self.unreadable(&take, error, now);
+            }
+            Err(SendError::Transport(error)) => {
+                self.gauges.sends.failed.add(1);
+                tracing::debug!(%node, error, "aggregator did not answer");
+                self.balance.report(&node, Outcome::Failed, true, now, random);
+                self.queue.again(&take, now + self.retry.delay(take.attempts, random), Some(node));
+            }
+        }
+    }
+
+    fn unreadable(&mut self, take: &Take, error: BatchReadError, now: Instant) {
+        match error {
+            BatchReadError::Gone => self.queue.release(take.stored.origin, &[take.stored.seq].into_iter().collect()),
+            BatchReadError::Io(error) => {
+                tracing::warn!(error, "stored batch could not be read");
+                self.queue.again(take, now + Duration::from_secs(1), None);
+            }
+            BatchReadError::Damaged(detail) => {
+                if self.queue.replacing(take) {
+                    self.tell(FromShip::Damaged { stored: take.stored, detail });
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, take: &Take, node: &Node, response: AppendResponse, latency: Duration, now: Instant) {
+        self.status(response.status, now);
+        self.committed(take.stored.origin, response.committed.as_ref());
+        let (random, counts) = (rand::random::<u64>(), self.gauges.clone());
+        let mut outcome = Outcome::Answered(latency);
+        let mut again = None;
+        match response.answer {
+            Some(Answer::Durable(_)) => {
+                counts.sends.durable.add(1);
+                self.retry.succeeded();
+                self.silent.remove(node);
+                let released = self.queue.stored_by(take, node.clone(), now);
+                self.tell(FromShip::Durable { origin: take.stored.origin, seq: take.stored.seq, released });
+                self.pull_ask();
+            }
+            Some(Answer::Busy(busy)) => {
+                counts.sends.busy.add(1);
+                let delay = Duration::from_millis(busy.delay_ms.clamp(10, 60_000));
+                if busy.reason() == BusyReason::Undeclared {
+                    // The batch waits, not the node.
+                    self.tell(FromShip::Refused { detail: busy.detail });
+                    again = Some((delay, None));
+                } else {
+                    outcome = Outcome::Busy(delay);
+                    again = Some((Duration::ZERO, Some(node.clone())));
+                }
+            }
+            Some(Answer::Wrong(wrong)) => {
+                counts.sends.wrong.add(1);
+                let detail = format!("{}: {}", wrong.reason().as_str_name(), wrong.detail);
+                if self.queue.replacing(take) {
+                    self.tell(FromShip::Wrong { stored: take.stored, detail });
+                }
+            }
+            Some(Answer::Unsupported(newest)) => {
+                counts.sends.unsupported.add(1);
+                tracing::warn!(%node, newest = newest.newest_format, "aggregator reads only older formats: upgrade it");
+                again = Some((self.retry.delay(take.attempts + 4, random), Some(node.clone())));
+            }
+            Some(Answer::Retry(retry)) => {
+                counts.sends.retry.add(1);
+                tracing::debug!(%node, reason = retry.reason, "aggregator sends elsewhere");
+                outcome = Outcome::Refused;
+                again = Some((self.retry.delay(take.attempts, random), Some(node.clone())));
+            }
+            None => {
+                counts.sends.failed.add(1);
+                outcome = Outcome::Failed;
+                again = Some((self.retry.delay(take.attempts, random), Some(node.clone())));
+            }
+        }
+        self.balance.report(node, outcome, true, now, random);
+        if let Some((delay, avoid)) = again {
+            self.queue.again(take, now + delay, avoid);
+        }
+    }
+
+    fn status(&mut self, status: Option<wire::NodeStatus>, received: Instant) {
+        let Some(status) = status else { return };
+        if status.roll_age_ms > 0 {
+            self.roll_age = Duration::from_millis(status.roll_age_ms);
+            self.pull_ask();
+        }
+        if status.declarations_version > 0 && !status.declarations.is_empty() {
+            self.declarations_version = status.declarations_version;
+        }
+        self.tell(FromShip::Status { status, received });
+    }
+
+    fn committed(&mut self, origin: Origin, seqs: Option<&wire::IntervalSet>) {
+        let seqs = intervals(seqs);
+        if !seqs.is_empty() {
+            self.queue.release(origin, &seqs);
+            self.tell(FromShip::Committed { origin, seqs });
+        }
+    }
+
+    fn tell(&self, message: FromShip) {
+        // The owner that is gone has stopped for a reason of its own, which is reported there.
+        let _ = self.owner.send(message);
+    }
+
+    /// How far apart questions about commits are.
+    fn ask_interval(&self) -> Duration {
+        let hurry = self.gated || self.drain == Some(DrainUntil::Acked);
+        if hurry { self.roll_age.min(self.options.hurry) } else { self.roll_age }
+    }
+
+    /// Questions are never further away than the interval that counts now.
+    fn pull_ask(&mut self) {
+        self.next_ask = self.next_ask.min(Instant::now() + self.ask_interval());
+    }
+
+    fn ask_if_due(&mut self, now: Instant) {
+        if now >= self.next_ask {
+            self.next_ask = now + self.ask_interval();
+            for (node, origin) in self.queue.questions(QUESTIONS) {
+                self.ask(&node, Some(origin));
+            }
+        }
+        if now >= self.next_status {
+            let contact = matches!(self.contact, Contact::Asking { .. });
+            let soon = contact || self.hurry_status || self.declarations_version == 0;
+            self.next_status = now + if soon { STATUS_HURRY } else { STATUS_EVERY };
+            let nodes: Vec<Node> = self.balance.nodes().cloned().collect();
+            if let Contact::Asking { left, .. } = &mut self.contact {
+                if *left == 0 {
+                    *left = nodes.len();
+                    nodes.iter().for_each(|node| self.ask(node, self.options.newest));
+                }
+            } else if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
+                self.ask(node, None);
+            }
+        }
+    }
+
+    fn ask(&mut self, node: &Node, origin: Option<Origin>) {
+        if let Some(client) = self.client(node) {
+            self.asks.spawn(client.ask(origin, self.declarations_version));
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        let now = Instant::now();
+        self.balance.report(&asked.node, asked.outcome(now), false, now, rand::random());
+        let Asked { node, origin, started, result } = asked;
+        match result {
+            Ok(answer) => {
+                self.silent.remove(&node);
+                let (committed, held) = (intervals(answer.committed.as_ref()), intervals(answer.held.as_ref()));
+                self.status(answer.status, now);
+                if let Some(origin) = origin {
+                    self.committed(origin, answer.committed.as_ref());
+                    let batches = self.queue.held(&node, origin, started, &held);
+                    self.sent_again(batches, &node);
+                }
+                let end = |set: &proto::intervals::IntervalSet| set.iter().last().map_or(0, |(_, end)| end);
+                self.contacted(true, end(&committed).max(end(&held)));
+            }
+            Err(error) => {
+                tracing::debug!(%node, error, "aggregator did not answer a question");
+                self.contacted(false, 0);
+                let since = *self.silent.entry(node.clone()).or_insert(started);
+                if now - since >= self.roll_age * GIVE_UP_ROLL_AGES {
+                    let batches = self.queue.give_up(&node);
+                    self.sent_again(batches, &node);
+                }
+            }
+        }
+    }
+
+    fn sent_again(&mut self, batches: Vec<crate::outbox::Stored>, node: &Node) {
+        if !batches.is_empty() {
+            tracing::warn!(%node, batches = batches.len(), "stored batches are sent elsewhere, the aggregator lost them");
+            self.tell(FromShip::SentAgain { batches, node: node.clone() });
+        }
+    }
+
+    /// The first round ends when every node has answered or failed; without any answer it is repeated.
+    fn contacted(&mut self, this_answered: bool, this_end: u64) {
+        let Contact::Asking { left, answered, known_end } = &mut self.contact else { return };
+        *left = left.saturating_sub(1);
+        *answered |= this_answered;
+        *known_end = this_end.max(*known_end);
+        if *left == 0 && *answered {
+            let message = FromShip::Contact { answered: true, known_end: *known_end };
+            self.contact = Contact::Done;
+            self.tell(message);
+        }
+    }
+
+    fn report(&mut self) {
+        self.gauges.unacked_batches.set(self.queue.unacked());
+        self.gauges.undelivered_batches.set(self.queue.undelivered());
+        self.gauges.in_flight_bytes.set(self.queue.in_flight_bytes());
+        self.gauges.ejections.set(self.balance.ejections());
+        let done = match self.drain {
+            Some(DrainUntil::Delivered) => self.queue.undelivered() == 0,
+            Some(DrainUntil::Acked) => self.queue.unacked() == 0,
+            None => false,
+        };
+        // What the owner has said but is not read yet may be more to send.
+        if done && self.commands.is_empty() {
+            self.drain = None;
+            self.tell(FromShip::Drained);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Numbers of a running agent, shared with the admin endpoint: every one is written by its one owner and read by
+//! metrics and `/status`.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// One number.
+#[derive(Debug, Default)]
+pub struct Number(AtomicU64);
+
+impl Number {
+    /// Adds.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    /// Replaces.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Relaxed);
+    }
+
+    /// Reads.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Sends by answer.
+#[derive(Debug, Default)]
+pub struct Sends {
+    /// Stored.
+    pub durable: Number,
+    /// Busy.
+    pub busy: Number,
+    /// Elsewhere.
+    pub retry: Number,
+    /// Became a void.
+    pub wrong: Number,
+    /// Newer format than the aggregator reads.
+    pub unsupported: Number,
+    /// No answer.
+    pub failed: Number,
+}
+
+/// All numbers, and what is wrong.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Events read.
+    pub read_events: Number,
+    /// Events cut as data.
+    pub published_events: Number,
+    /// Events cut as dead letters.
+    pub dead_lettered_events: Number,
+    /// Events filtered out.
+    pub filtered_events: Number,
+    /// Raw bytes read.
+    pub read_bytes: Number,
+    /// Payload bytes cut.
+    pub cut_bytes: Number,
+    /// Batches cut.
+    pub cut_batches: Number,
+    /// Batches without data: open, mark, void, close.
+    pub other_batches: Number,
+    /// Batches that are not acked.
+    pub unacked_batches: Number,
+    /// Batches that no aggregator has stored.
+    pub undelivered_batches: Number,
+    /// Bytes in flight.
+    pub in_flight_bytes: Number,
+    /// Bytes of the outbox on disk.
+    pub outbox_bytes: Number,
+    /// Bytes it may take.
+    pub outbox_capacity_bytes: Number,
+    /// Durable batches let go at 80 % before they were committed.
+    pub let_go_batches: Number,
+    /// Batches that became voids.
+    pub voided_batches: Number,
+    /// Marks appended.
+    pub marks: Number,
+    /// Bytes in files that were not read yet.
+    pub unread_bytes: Number,
+    /// Bytes of deleted files that are held open.
+    pub held_bytes: Number,
+    /// Bytes destroyed before they could be read.
+    pub destroyed_bytes: Number,
+    /// Files being tailed.
+    pub files: Number,
+    /// Seconds until unread bytes are lost at the present rate; `u64::MAX` when none are in danger.
+    pub seconds_to_loss: Number,
+    /// Sends by answer.
+    pub sends: Sends,
+    /// Ejections of aggregators.
+    pub ejections: Number,
+    words: Mutex<BTreeMap<&'static str, String>>,
+}
+
+impl Gauges {
+    /// Says (or takes back) one thing about the agent, such as its origin or a problem.
+    pub fn say(&self, what: &'static str, text: Option<String>) {
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => drop(words.insert(what, text)),
+            None => drop(words.remove(what)),
+        }
+    }
+
+    /// What was said.
+    pub fn words(&self) -> BTreeMap<&'static str, String> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
