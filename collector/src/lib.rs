@@ -1,3 +1,7 @@
 //! collector
 
+pub mod config;
+pub mod format;
+pub mod partition_writer;
+pub mod quarantine;
 pub mod store;

@@ -1,10 +1,10 @@
 //! The `[destination]` table: where the root is and, for HDFS, how it is reached.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
+use common::config::{Problems, Validate};
+use common::units::{Size, Span};
 use serde::{Deserialize, Serialize};
-use units::{Problems, Size, Span, Validate};
 
 use super::StoreOpenError;
 
@@ -57,10 +57,10 @@ impl Default for HdfsConfig {
             user: None,
             principal: None,
             keytab: None,
-            call_timeout: Span::from(Duration::from_secs(30)),
-            write_timeout: Span::from(Duration::from_secs(60)),
-            close_timeout: Span::from(Duration::from_secs(90)),
-            retry_for: Span::from(Duration::from_secs(5)),
+            call_timeout: Span::secs(30),
+            write_timeout: Span::secs(60),
+            close_timeout: Span::secs(90),
+            retry_for: Span::secs(5),
             replication: None,
             block_bytes: None,
         }
@@ -102,25 +102,26 @@ impl DestinationConfig {
     }
 }
 
+/// Keys are those below `destination`.
 impl Validate for DestinationConfig {
     fn validate(&self, problems: &mut Problems) {
         if let Err(error) = self.target() {
-            problems.add("destination.url", &error.to_string());
+            problems.add("url", error.to_string());
         }
         let hdfs = &self.hdfs;
         if hdfs.principal.is_some() != hdfs.keytab.is_some() {
-            problems.add("destination.hdfs.principal", "principal and keytab go together: give both or none");
+            problems.add("hdfs.principal", "principal and keytab go together: give both or none");
         }
         if hdfs.block_bytes.is_some_and(|size| size.bytes() < 1 << 20 || size.bytes() % 512 != 0) {
-            problems.add("destination.hdfs.block_bytes", "must be at least 1 MiB and a multiple of 512");
+            problems.add("hdfs.block_bytes", "must be at least 1 MiB and a multiple of 512");
         }
         if hdfs.replication == Some(0) {
-            problems.add("destination.hdfs.replication", "must be at least 1");
+            problems.add("hdfs.replication", "must be at least 1");
         }
         for (key, span) in [
-            ("destination.hdfs.call_timeout", hdfs.call_timeout),
-            ("destination.hdfs.write_timeout", hdfs.write_timeout),
-            ("destination.hdfs.close_timeout", hdfs.close_timeout),
+            ("hdfs.call_timeout", hdfs.call_timeout),
+            ("hdfs.write_timeout", hdfs.write_timeout),
+            ("hdfs.close_timeout", hdfs.close_timeout),
         ] {
             if span.get().is_zero() {
                 problems
@@ -144,37 +145,5 @@ mod tests {
         for bad in ["/srv", "file://srv", "file:///a/../b", "s3://x", "hdfs:///x", "hdfs://nn/../x", "hdfs://nn/a//b"] {
             assert!(target(bad).is_err(), "{bad}");
         }
-    }
-}
-
-/// SHIM
-mod units {
-    use serde::{Deserialize, Serialize};
-    use std::time::Duration;
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-    pub struct Span(Duration);
-    impl From<Duration> for Span {
-        fn from(d: Duration) -> Self {
-            Self(d)
-        }
-    }
-    impl Span {
-        pub fn get(self) -> Duration {
-            self.0
-        }
-    }
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-    pub struct Size(u64);
-    impl Size {
-        pub fn bytes(self) -> u64 {
-            self.0
-        }
-    }
-    pub struct Problems;
-    impl Problems {
-        pub fn add(&mut self, _key: &str, _text: &str) {}
-    }
-    pub trait Validate {
-        fn validate(&self, problems: &mut Problems);
     }
 }
