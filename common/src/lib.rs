@@ -10,7 +10,9 @@
 
 pub mod admin;
 pub mod config;
+pub mod event_time;
 pub mod frame;
+pub mod log_format;
 pub mod peers;
 pub mod record_log;
 pub mod ring;
