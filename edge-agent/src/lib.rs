@@ -5,5 +5,4 @@ pub mod outbox;
 pub mod run;
 pub mod ship;
 pub mod status;
-
 pub mod tail;
