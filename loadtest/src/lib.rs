@@ -4,4 +4,5 @@
 pub mod cli;
 pub mod event_id;
 pub mod generate;
+pub mod hadoop;
 pub mod verify;
