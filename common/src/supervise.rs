@@ -13,6 +13,9 @@ use std::time::Duration;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+/// How long a task that is stopped may take to notice.
+pub const GRACE: Duration = Duration::from_secs(5);
+
 /// When to stop. Cheap to clone; every task holds one.
 #[derive(Debug, Clone)]
 pub struct Shutdown {
@@ -28,11 +31,12 @@ impl Shutdown {
     }
 
     /// Listens for SIGTERM and SIGINT on a thread of its own, so that a busy runtime cannot delay the end. The first
-    /// begins the drain; the second ends the process at once with exit code 128 + its number.
+    /// begins the drain; the second ends the process at once with exit code 128 + its number. So does, with code 1, a
+    /// drain that is still there [`GRACE`] after its deadline, because a task blocks its thread.
     pub fn on_signals(deadline: Duration) -> io::Result<Self> {
         let shutdown = Self::new(deadline);
         let mine = shutdown.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (mut terminate, mut interrupt) = {
             let _inside = runtime.enter();
             use tokio::signal::unix::{SignalKind, signal};
@@ -49,9 +53,14 @@ impl Shutdown {
                 let signal = next().await;
                 tracing::info!(signal, deadline_seconds = deadline.as_secs_f64(), "signal received, draining");
                 mine.drain();
-                let signal = next().await;
+                let signal = tokio::select! {
+                    signal = next() => signal,
+                    () = tokio::time::sleep(deadline.saturating_add(GRACE)) => {
+                        tracing::error!("a task blocks its thread past the deadline, ending at once");
+                        std::process::exit(1);
+                    }
+                };
                 tracing::warn!(signal, "second signal received, ending at once");
-                mine.stop_now();
                 std::process::exit(128 + signal);
             });
         })?;
@@ -182,7 +191,7 @@ impl Tasks {
             let Some(ended) = ended else {
                 self.shutdown.stop_now();
                 let names = self.running();
-                self.work.shutdown().await;
+                stop(&mut self.work).await;
                 first.get_or_insert(SuperviseError::Deadline { deadline: self.shutdown.deadline, names });
                 break;
             };
@@ -193,7 +202,7 @@ impl Tasks {
             }
         }
         self.shutdown.stop_now();
-        self.services.shutdown().await;
+        stop(&mut self.services).await;
         first.map_or(Ok(()), Err)
     }
 
@@ -217,6 +226,11 @@ impl Tasks {
         names.sort_unstable();
         names
     }
+}
+
+/// Aborts what is left and waits for it, but not for a task that blocks its thread.
+async fn stop(tasks: &mut JoinSet<TaskResult>) {
+    let _ = tokio::time::timeout(GRACE, tasks.shutdown()).await;
 }
 
 fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {

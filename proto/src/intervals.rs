@@ -122,7 +122,7 @@ impl From<&IntervalSet> for wire::IntervalSet {
 impl TryFrom<&wire::IntervalSet> for IntervalSet {
     type Error = IntervalError;
     fn try_from(set: &wire::IntervalSet) -> Result<Self, IntervalError> {
-        if set.bounds.len() % 2 != 0 {
+        if !set.bounds.len().is_multiple_of(2) {
             return Err(IntervalError(set.bounds.len()));
         }
         if let Some(at) = set.bounds.windows(2).position(|pair| pair[0] >= pair[1]) {
