@@ -18,6 +18,8 @@ pub const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 const DEFAULT_LEVEL: i32 = 1;
 /// From level 20 on zstd makes windows over [`MAX_WINDOW_BYTES`].
 const MAX_ZSTD_LEVEL: i32 = 19;
+/// Fast levels below 1 trade size for speed; past this one there is little left to trade.
+const MIN_ZSTD_LEVEL: i32 = -7;
 const MAX_GZIP_LEVEL: i32 = 12;
 /// A scratch buffer over this size is given back after use.
 const KEEP_SCRATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -97,12 +99,12 @@ impl std::fmt::Debug for FrameEncoder {
 }
 
 impl FrameEncoder {
-    /// `level` 0 is the default (zstd 1, gzip 1); others are brought into zstd 1 ..= 19, gzip 1 ..= 12.
+    /// `level` 0 is the default (zstd 1, gzip 1); others are brought into zstd -7 ..= 19, gzip 1 ..= 12.
     pub fn new(codec: Codec, level: i32) -> Self {
         let level = if level == 0 { DEFAULT_LEVEL } else { level };
         let inner = match codec {
             Codec::None => Encoder::Plain,
-            Codec::Zstd => match zstd::bulk::Compressor::new(level.clamp(1, MAX_ZSTD_LEVEL)) {
+            Codec::Zstd => match zstd::bulk::Compressor::new(level.clamp(MIN_ZSTD_LEVEL, MAX_ZSTD_LEVEL)) {
                 Ok(compressor) => Encoder::Zstd(Box::new(compressor)),
                 Err(_) => Encoder::Unknown,
             },

@@ -2,6 +2,7 @@
 //! resolved again. A source that fails or turns up empty leaves the last good list in force: peers that were there a
 //! moment ago are a better guess than none.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +50,8 @@ impl PeersConfig {
         }
     }
 
-    /// The list as of now and later, and the work that keeps it so: a service to spawn. Lists are sorted, each peer
-    /// once. A file or name that cannot be read yet gives an empty list at first.
+    /// The list as of now and later, and the work that keeps it so: a service to spawn. Each peer is
+    /// there once: of a list or file in the order given, of a name sorted. A file or name that cannot be read yet gives an empty list at first.
     pub fn watch(&self) -> (PeerList, impl Future<Output = TaskResult> + Send + 'static) {
         let mut source = Source::new(self);
         let (sender, receiver) = watch::channel(Arc::new(source.now_without_waiting()));
@@ -82,7 +83,7 @@ impl Source {
         match (&config.file, &config.dns) {
             (Some(file), _) => Self::File(file.clone()),
             (None, Some(name)) => Self::Dns(name.clone()),
-            (None, None) => Self::Fixed(sorted(config.peers.clone())),
+            (None, None) => Self::Fixed(distinct(config.peers.clone())),
         }
     }
 
@@ -106,7 +107,9 @@ impl Source {
             }
             Self::Dns(name) => {
                 let found = tokio::net::lookup_host(&*name).await.map_err(|error| format!("{name}: {error}"))?;
-                let found = sorted(found.map(|address| address.to_string()).collect());
+                let mut found = distinct(found.map(|address| address.to_string()).collect());
+                // Resolvers rotate their answers; that is no change.
+                found.sort_unstable();
                 if found.is_empty() { Err(format!("{name}: resolves to nothing")) } else { Ok(found) }
             }
         }
@@ -141,7 +144,7 @@ fn publish(sender: &watch::Sender<Arc<Vec<String>>>, found: Result<Vec<String>, 
 
 fn parse_lines(text: &str) -> Result<Vec<String>, String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let peers = sorted(lines.map(str::to_owned).collect());
+    let peers = distinct(lines.map(str::to_owned).collect());
     match peers.iter().find(|peer| !is_peer(peer)) {
         Some(bad) => Err(format!("{bad:?} is not host:port")),
         None if peers.is_empty() => Err("no peer is listed".to_owned()),
@@ -155,9 +158,10 @@ fn is_peer(text: &str) -> bool {
     })
 }
 
-fn sorted(mut peers: Vec<String>) -> Vec<String> {
-    peers.sort_unstable();
-    peers.dedup();
+/// Each once, in the order given.
+fn distinct(mut peers: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    peers.retain(|peer| seen.insert(peer.clone()));
     peers
 }
 
@@ -189,7 +193,7 @@ mod tests {
         let path = dir.path().join("peers");
         std::fs::write(&path, "# ours\nb:2\na:1\n\nb:2\n").unwrap();
         let (mut list, keep) = PeersConfig { file: Some(path.clone()), ..Default::default() }.watch();
-        assert_eq!(**list.borrow_and_update(), ["a:1", "b:2"]);
+        assert_eq!(**list.borrow_and_update(), ["b:2", "a:1"]);
         tokio::spawn(keep);
         std::fs::write(&path, "a:1\nc:3\n").unwrap();
         list.changed().await.unwrap();
