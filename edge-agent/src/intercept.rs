@@ -1,0 +1,2 @@
+//! Interceptors.
+pub mod mask;
