@@ -1,2 +1,5 @@
-//! main
-fn main() {}
+//! `catchment-aggregator`.
+
+fn main() -> anyhow::Result<()> {
+    aggregator::cli::main()
+}

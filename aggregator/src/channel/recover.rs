@@ -1,0 +1,197 @@
+//! Opening the channel: footers are read, an unsealed segment gets its footer, the ledger says what is answered.
+//!
+//! Damage is counted and reported, never skipped in silence; a missing or damaged ledger costs redelivery only.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use common::record_log::{LoadedRecord, LoadedSegment, Options, RecordLog, Recovery};
+use proto::ids::AgentName;
+
+use super::index::{FooterError, IndexBuilder, NewEntry, Route, SegmentIndex, SeqKind};
+use super::ledger::Ledger;
+use super::meta::{self, MetaError};
+use super::state::{OriginKey, Segment, State};
+use super::{ChannelError, ChannelOptions, ChannelStats, Location};
+
+/// Origins not heard of for this long are dropped from the ledger.
+const ORIGIN_AGE_MS: u64 = 31 * 24 * 3600 * 1000;
+const MAX_RECORD_BYTES: u64 = proto::MAX_MESSAGE_BYTES as u64 + 1024;
+
+/// The opened parts.
+pub struct Opened {
+    pub log: RecordLog,
+    pub ledger: Ledger,
+    pub state: State,
+    /// Segments that had no footer.
+    pub unsealed: Vec<u64>,
+}
+
+struct Found {
+    id: u64,
+    index: SegmentIndex,
+    bytes: u64,
+    sealed: bool,
+    /// Records whose description is not ours: reported, and the segment is kept.
+    damaged: bool,
+}
+
+/// Opens everything in the data directory.
+pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u64) -> Result<Opened, ChannelError> {
+    fs::create_dir_all(&options.data_dir)
+        .map_err(|source| ChannelError::Dir { path: options.data_dir.clone(), source })?;
+    let log_options = Options {
+        dir: options.data_dir.join("seg"),
+        segment_bytes: options.segment_bytes,
+        max_record_bytes: MAX_RECORD_BYTES,
+    };
+    let mut reader = FooterReader { unix_ms, found: Vec::new(), newer: None, names: HashSet::new() };
+    let (mut log, recovery) = RecordLog::open(log_options, |segment| reader.take(segment, stats))?;
+    if let Some((segment, source)) = reader.newer {
+        return Err(ChannelError::Newer { segment, source });
+    }
+    report(&recovery, stats);
+    let (ledger, moved_aside) = Ledger::open(&options.data_dir.join("ledger"))?;
+    if let Some(reason) = moved_aside {
+        stats.ledger_resets.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(reason, "the ledger was damaged and is set aside; batches may be delivered again");
+    }
+    let live: HashSet<u64> = reader.found.iter().map(|found| found.id).collect();
+    ledger.sweep(|segment| live.contains(&segment), unix_ms.saturating_sub(ORIGIN_AGE_MS))?;
+    let mut state = State::new(options.max_bytes, ledger.broken_sends().into_iter().collect());
+    let mut unsealed = Vec::new();
+    for mut found in reader.found {
+        if !found.sealed {
+            log.seal_recovered(found.id, &found.index.encode())?;
+            unsealed.push(found.id);
+        }
+        if found.damaged && found.index.entries.is_empty() {
+            continue;
+        }
+        for (agent, origin) in &found.index.origins {
+            know(&mut state, &ledger, &(found.index.agents[*agent as usize].clone(), *origin));
+        }
+        found.index.shrink();
+        let bitmap = ledger.bitmap(found.id, found.index.entries.len() as u32);
+        state.add_sealed(found.id, Arc::new(found.index), bitmap, found.bytes, now);
+    }
+    Ok(Opened { log, ledger, state, unsealed })
+}
+
+/// Loads an origin's row into the state unless it is there.
+pub fn know(state: &mut State, ledger: &Ledger, key: &OriginKey) {
+    if state.is_unknown(key) {
+        state.know_origin(key.clone(), ledger.origin(&key.0, key.1).unwrap_or_default());
+    }
+}
+
+/// The entry of a stored record.
+pub fn entry_of(meta: &bytes::Bytes, body_bytes: u32, offset: u64) -> Result<NewEntry, MetaError> {
+    let (agent, header) = meta::decode_header(meta)?;
+    Ok(NewEntry {
+        offset: u32::try_from(offset).map_err(|_| MetaError::Malformed)?,
+        payload_bytes: body_bytes,
+        header_bytes: header.bytes.len() as u32,
+        kind: SeqKind::of(&header),
+        route: Route::of(&header),
+        id: proto::ids::BatchId { agent, origin: header.origin, seq: header.seq },
+    })
+}
+
+fn report(recovery: &Recovery, stats: &ChannelStats) {
+    if recovery.torn_bytes > 0 {
+        tracing::info!(bytes = recovery.torn_bytes, "unfinished writes were cut off; nobody was told they are stored");
+    }
+    for corrupt in &recovery.corrupt {
+        stats.corruptions.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            segment = corrupt.segment,
+            offset = corrupt.offset,
+            detail = corrupt.detail,
+            maybe_unsynced = corrupt.maybe_unsynced,
+            "a segment is damaged: batches in it may be lost unless their agents still hold them"
+        );
+    }
+}
+
+/// Reads what the log finds; agent names are shared between segments.
+struct FooterReader {
+    unix_ms: u64,
+    found: Vec<Found>,
+    newer: Option<(u64, FooterError)>,
+    names: HashSet<AgentName>,
+}
+
+impl FooterReader {
+    fn take(&mut self, segment: LoadedSegment, stats: &ChannelStats) {
+        match segment {
+            LoadedSegment::Sealed { id, footer, bytes } => match SegmentIndex::decode(&footer) {
+                Ok(index) => {
+                    let index = self.share_names(index);
+                    self.found.push(Found { id, index, bytes, sealed: true, damaged: false });
+                }
+                Err(newer @ FooterError::Newer(_)) => self.newer = Some((id, newer)),
+                Err(error) => {
+                    stats.corruptions.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(segment = id, %error, "a segment cannot be used; its file is kept");
+                }
+            },
+            LoadedSegment::Unsealed { id, records, bytes } => {
+                let (index, damaged) = self.index_of(id, &records, stats);
+                let index = self.share_names(index);
+                self.found.push(Found { id, index, bytes, sealed: false, damaged });
+            }
+        }
+    }
+
+    fn index_of(&self, id: u64, records: &[LoadedRecord], stats: &ChannelStats) -> (SegmentIndex, bool) {
+        let mut builder = IndexBuilder::new(self.unix_ms);
+        let mut damaged = false;
+        for record in records {
+            match entry_of(&record.meta, record.body_bytes, record.at.offset) {
+                Ok(entry) => {
+                    builder.push(&entry);
+                }
+                Err(error) => {
+                    damaged = true;
+                    stats.corruptions.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(segment = id, offset = record.at.offset, %error, "a stored batch cannot be used");
+                }
+            }
+        }
+        (builder.finish(), damaged)
+    }
+
+    fn share_names(&mut self, mut index: SegmentIndex) -> SegmentIndex {
+        for agent in &mut index.agents {
+            match self.names.get(agent) {
+                Some(known) => *agent = known.clone(),
+                None => {
+                    self.names.insert(agent.clone());
+                }
+            }
+        }
+        index
+    }
+}
+
+/// Everything for the forward side; right after opening, when every segment is sealed.
+pub fn snapshot(state: &State, reader: common::record_log::RecordReader) -> super::Snapshot {
+    let sealed = |(id, segment): (u64, &Segment)| Some((id, segment.sealed()?, segment.answered().clone()));
+    let broken: HashMap<_, _> = state.broken().clone();
+    super::Snapshot { segments: state.segments().filter_map(sealed).collect(), reader, broken }
+}
+
+/// A batch and its place, for every unanswered batch of a segment.
+pub fn unanswered(state: &State, segment: u64) -> Vec<(Location, u64)> {
+    let Some(found) = state.segment(segment) else { return Vec::new() };
+    let mut places = Vec::new();
+    let mut next = found.answered().next_clear(0);
+    while let Some(ordinal) = next {
+        places.push((Location { segment, ordinal }, u64::from(found.index().entries[ordinal as usize].offset)));
+        next = found.answered().next_clear(ordinal + 1);
+    }
+    places
+}

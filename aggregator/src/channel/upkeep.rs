@@ -1,0 +1,144 @@
+//! What the owner does on each tick: answers go to the ledger in one batch, finished segments are unlinked, a pinned one
+//! is copied forward.
+//!
+//! Invariant: a segment is unlinked only when every batch of it is answered, or durably stored in another segment.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::record_log::{LogError, ReadError, RecordAt};
+
+use super::owner::Owner;
+use super::{ChannelEvent, Location, recover};
+
+/// Bytes of an active segment whose batches are all answered, from which it is given up although batches still come.
+const IDLE_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// How long nothing was appended to or answered in an active segment before it is given up when all is answered.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+impl Owner {
+    /// The regular work.
+    pub(super) fn tick(&mut self) {
+        if let Some((_, due)) = &self.failed {
+            if Instant::now() >= *due {
+                self.reopen();
+            }
+            return;
+        }
+        self.look_at_disk();
+        self.write_ledger();
+        if let Err(error) = self.drop_finished() {
+            return self.fail(&error);
+        }
+        let quiet_since = self.now().checked_sub(self.options.pinned_after.as_millis() as u64);
+        let Some(opened) = &self.opened else { return };
+        let crowded = opened.log.total_bytes() > self.options.max_bytes / 2;
+        let pinned = match quiet_since {
+            _ if crowded => opened.state.pinned(None),
+            Some(since) => opened.state.pinned(Some(since)),
+            None => None,
+        };
+        if let Some(segment) = pinned {
+            self.copy_forward(segment);
+        }
+    }
+
+    /// One batch of rows, made durable. On failure the reserve is given up and the ledger opened anew, whole.
+    fn write_ledger(&mut self) {
+        let Some(opened) = &mut self.opened else { return };
+        let changes = opened.state.take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        let Err(error) = opened.ledger.apply(changes) else { return };
+        let freed = self.reserve.release();
+        self.stats.ledger_resets.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%error, reserve_freed = freed, "the ledger could not be written; it is opened again");
+        opened.state.dirty_all();
+        if let Err(error) = opened.ledger.reopen() {
+            tracing::error!(%error, "the ledger stays unwritten: after a restart batches are delivered again");
+            return;
+        }
+        let changes = opened.state.take_changes();
+        if let Err(error) = opened.ledger.apply(changes) {
+            opened.state.dirty_all();
+            tracing::error!(%error, "the ledger stays unwritten: after a restart batches are delivered again");
+        }
+    }
+
+    /// Unlinks segments without unanswered batches; an idle active one is sealed first.
+    fn drop_finished(&mut self) -> Result<(), LogError> {
+        let now = self.now();
+        let Some(opened) = &mut self.opened else { return Ok(()) };
+        if let Some((id, bytes)) = opened.log.active()
+            && let Some(segment) = opened.state.segment(id)
+            && segment.live() == 0
+            && (bytes >= IDLE_SEGMENT_BYTES || segment.touched_ms + (IDLE_AFTER.as_millis() as u64) < now)
+        {
+            self.seal(id)?;
+        }
+        let Some(opened) = &mut self.opened else { return Ok(()) };
+        let finished = opened.state.finished();
+        for &segment in &finished {
+            opened.log.remove(segment)?;
+            opened.state.remove(segment);
+        }
+        for segment in finished {
+            self.tell(ChannelEvent::Removed { segment });
+        }
+        Ok(())
+    }
+
+    /// Stores the unanswered batches of a sealed segment again, in the one that is written, so that its file can go.
+    pub(super) fn copy_forward(&mut self, segment: u64) {
+        match self.try_copy_forward(segment) {
+            Ok(copied) => {
+                self.stats.copied_batches.fetch_add(copied, Ordering::Relaxed);
+                tracing::info!(segment, batches = copied, "batches were copied out of a pinned segment");
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn try_copy_forward(&mut self, segment: u64) -> Result<u64, LogError> {
+        let places = self.opened.as_ref().map(|opened| recover::unanswered(&opened.state, segment)).unwrap_or_default();
+        let mut copied = 0;
+        for (from, offset) in places {
+            self.roll_if_full()?;
+            copied += u64::from(self.copy_one(from, offset)?);
+        }
+        self.sync();
+        self.publish();
+        Ok(copied)
+    }
+
+    fn copy_one(&mut self, from: Location, offset: u64) -> Result<bool, LogError> {
+        let now = self.now();
+        let Some(opened) = &mut self.opened else { return Ok(false) };
+        let record = match opened.log.reader().read(RecordAt { segment: from.segment, offset }) {
+            Ok(record) => record,
+            Err(ReadError::Corrupt { detail, .. }) => {
+                let id = opened.state.segment(from.segment).map(|found| found.index().id(from.ordinal));
+                if let Some(id) = id
+                    && opened.state.give_up(from, &id, now)
+                {
+                    self.stats.given_up_batches.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(batch = %id, detail, "a payload is damaged on disk: only its agent can give it again");
+                }
+                return Ok(false);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a pinned batch cannot be read now; it stays where it is");
+                return Ok(false);
+            }
+        };
+        let at = opened.log.append_parts(&record.meta, std::slice::from_ref(&record.body))?;
+        let Ok(entry) = recover::entry_of(&record.meta, record.body.len() as u32, at.offset) else {
+            unreachable!("the record was indexed from the same bytes");
+        };
+        let created = opened.state.segment(from.segment).map_or(0, |found| found.index().created_unix_ms);
+        opened.state.copy(from, at.segment, &entry, created, now);
+        self.stored.push((at.segment, entry, Some(from)));
+        Ok(true)
+    }
+}
