@@ -7,6 +7,7 @@
 //! refused with nothing of it in either file, and every event of a batch that is taken is in exactly one of the two (I8).
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use crate::config::dataset::{Compression, DatasetConfig, Format, Verify};
 use crate::partition_writer::{Appended, GroupKind, StageBatch};
@@ -18,10 +19,16 @@ pub mod text;
 use parquet::ParquetFile;
 use text::TextFile;
 
-/// Why a batch cannot be appended, ever: it goes to quarantine with this sentence.
+/// Why a batch was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Refusal(pub String);
+pub enum EncodeError {
+    /// It never can be: it goes to quarantine with this sentence. The files are as before.
+    #[error("{0}")]
+    Refused(String),
+    /// The file cannot be trusted any more.
+    #[error("{0}")]
+    Broken(String),
+}
 
 /// What a file holds so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,24 +98,26 @@ impl GroupEncoder {
         Ok(Self { data, dead: TextFile::new(dead_codec, 0, dataset.verify) })
     }
 
-    /// Takes a batch whole, or refuses it whole.
-    pub fn append(&mut self, batch: &StageBatch) -> Result<Appended, Refusal> {
+    /// Takes a batch whole, or refuses it whole. `now` dates the dead letters that are made of it.
+    pub fn append(&mut self, batch: &StageBatch, now: Timestamp) -> Result<Appended, EncodeError> {
         let Some(data) = batch.header.data() else {
-            return Err(Refusal("it is no data batch, so it has no place in a file".into()));
+            return Err(EncodeError::Refused("it is no data batch, so it has no place in a file".into()));
         };
         match &mut self.data {
             DataFile::Text(file) => file.append(data, &batch.payload)?,
             DataFile::DeadLetters => self.dead.append(data, &batch.payload)?,
-            DataFile::Parquet(file) => return file.append(batch, &mut self.dead),
-            DataFile::Quarantine { .. } => return Err(Refusal("a quarantine file takes refused batches only".into())),
+            DataFile::Parquet(file) => return file.append(batch, now, &mut self.dead),
+            DataFile::Quarantine { .. } => {
+                return Err(EncodeError::Refused("a quarantine file takes refused batches only".into()));
+            }
         }
         Ok(Appended { events: data.wire.events, dead_letters: 0 })
     }
 
     /// Takes a refused batch; only a quarantine group can.
-    pub fn append_quarantined(&mut self, batch: &QuarantinedBatch) -> Result<Appended, Refusal> {
+    pub fn append_quarantined(&mut self, batch: &QuarantinedBatch) -> Result<Appended, EncodeError> {
         let DataFile::Quarantine { out, counts } = &mut self.data else {
-            return Err(Refusal("only a quarantine file takes refused batches".into()));
+            return Err(EncodeError::Refused("only a quarantine file takes refused batches".into()));
         };
         if counts.batches == 0 {
             out.push(quarantine::file_header());

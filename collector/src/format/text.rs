@@ -9,7 +9,7 @@ use common::frame::{self, FrameEncoder};
 use proto::header::Data;
 use proto::wire::{Codec, Framing};
 
-use super::{Counts, Refusal, decodes_all};
+use super::{Counts, EncodeError, decodes_all};
 use crate::config::dataset::Verify;
 
 /// Frames below this raw size are joined.
@@ -51,10 +51,10 @@ impl TextFile {
     }
 
     /// Appends the lines of a batch.
-    pub fn append(&mut self, data: &Data, payload: &Bytes) -> Result<(), Refusal> {
+    pub fn append(&mut self, data: &Data, payload: &Bytes) -> Result<(), EncodeError> {
         if self.passes_unread(data) {
             check_framing(data)?;
-            frame::check(data.codec, payload, data.wire.raw_bytes).map_err(|e| Refusal(e.to_string()))?;
+            frame::check(data.codec, payload, data.wire.raw_bytes).map_err(|e| EncodeError::Refused(e.to_string()))?;
             self.out.push(payload.clone());
         } else {
             let lines = decode_lines(data, payload)?;
@@ -130,24 +130,25 @@ impl TextFile {
     }
 }
 
-fn check_framing(data: &Data) -> Result<(), Refusal> {
+fn check_framing(data: &Data) -> Result<(), EncodeError> {
     match data.framing {
         Framing::Lines => Ok(()),
-        other => Err(Refusal(format!("this release cannot place framing {}", other.as_str_name()))),
+        other => Err(EncodeError::Refused(format!("this release cannot place framing {}", other.as_str_name()))),
     }
 }
 
 /// The decoded lines of a batch: the declared size, the declared number, the last one ended.
-pub fn decode_lines(data: &Data, payload: &[u8]) -> Result<Vec<u8>, Refusal> {
+pub fn decode_lines(data: &Data, payload: &[u8]) -> Result<Vec<u8>, EncodeError> {
     check_framing(data)?;
     let mut lines = Vec::new();
-    frame::decode(data.codec, payload, data.wire.raw_bytes, &mut lines).map_err(|e| Refusal(e.to_string()))?;
+    frame::decode(data.codec, payload, data.wire.raw_bytes, &mut lines)
+        .map_err(|e| EncodeError::Refused(e.to_string()))?;
     let events = memchr::memchr_iter(b'\n', &lines).count() as u64;
     if lines.last() != Some(&b'\n') {
-        return Err(Refusal("its last event is not ended by LF".into()));
+        return Err(EncodeError::Refused("its last event is not ended by LF".into()));
     }
     if events != data.wire.events {
-        return Err(Refusal(format!("it holds {events} events, its header says {}", data.wire.events)));
+        return Err(EncodeError::Refused(format!("it holds {events} events, its header says {}", data.wire.events)));
     }
     Ok(lines)
 }

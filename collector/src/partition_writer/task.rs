@@ -6,13 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::memory::Held;
 use super::names::{Which, published};
 use super::outlet::{Outlet, Written};
 use super::{AppendError, Appended, ClosedGroup, Command, GroupSpec, MemoryBudget, Poisoned, Shared};
-use crate::format::{Counts, GroupEncoder, Output, Refusal};
+use crate::format::{Counts, EncodeError, GroupEncoder, Output};
 use crate::store::Store;
 
 struct Group {
@@ -69,7 +70,8 @@ impl Group {
         match command {
             Command::Append(batch, reply) => {
                 let light = self.encoder.as_ref().is_some_and(|encoder| encoder.is_light(&batch));
-                reply.answer(self.append(light, move |encoder| encoder.append(&batch)).await);
+                let now = Timestamp::now();
+                reply.answer(self.append(light, move |encoder| encoder.append(&batch, now)).await);
             }
             Command::Quarantine(batch, reply) => {
                 reply.answer(self.append(true, move |encoder| encoder.append_quarantined(&batch)).await);
@@ -94,14 +96,15 @@ impl Group {
     async fn append(
         &mut self,
         light: bool,
-        work: impl FnOnce(&mut GroupEncoder) -> Result<Appended, Refusal> + Send + 'static,
+        work: impl FnOnce(&mut GroupEncoder) -> Result<Appended, EncodeError> + Send + 'static,
     ) -> Result<Appended, AppendError> {
         if let Some(ended) = &self.ended {
             return Err(ended.clone().into());
         }
         let appended = match self.encode(light, work).await? {
             Ok(appended) => appended,
-            Err(Refusal(reason)) => return Err(AppendError::Refused(reason)),
+            Err(EncodeError::Refused(reason)) => return Err(AppendError::Refused(reason)),
+            Err(EncodeError::Broken(reason)) => return Err(self.poison(reason).into()),
         };
         self.account();
         let store = self.store.clone();
