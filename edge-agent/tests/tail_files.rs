@@ -381,3 +381,32 @@ fn a_note_is_cut_when_all_that_was_there_is_handed_out() {
     world.read();
     assert!(world.source().is_cut(&note), "what is destroyed blocks nothing");
 }
+
+#[test]
+fn a_link_that_is_switched_back_later_continues() {
+    let mut world = World::with(|config, root| config.paths = vec![format!("{root}/current")]);
+    world.write("one", "a\n");
+    world.write("two", "b\n");
+    let mut switch = |world: &World, to: &str| {
+        symlink(to, world.path("next")).unwrap();
+        world.rename("next", "current");
+    };
+    switch(&world, "one");
+    assert_eq!(world.read(), ["a"]);
+    switch(&world, "two");
+    assert_eq!(world.read(), ["b"]);
+    for _ in 0..20 {
+        world.pass(60);
+        world.read();
+    }
+    assert_eq!(world.source().stats().open_files, 1);
+    world.append("one", "c\n");
+    world.reopen();
+    switch(&world, "one");
+    assert_eq!(world.read(), ["c"]);
+    for seconds in [60, 25 * 3600] {
+        world.pass(seconds);
+        world.read();
+    }
+    assert_eq!(world.saved_files(), 1, "the other is forgotten after a day");
+}

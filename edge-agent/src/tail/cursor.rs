@@ -14,6 +14,28 @@ use super::position::Position;
 /// A look at a file this soon after its last change may have missed a later change with the same time stamp.
 const RACY_NANOS: i128 = 100_000_000;
 
+/// One look at the world: monotonic and wall-clock time.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Monotonic.
+    pub now: Instant,
+    /// Nanoseconds since 1970, comparable with change times of files.
+    pub wall: i128,
+}
+
+impl Moment {
+    /// Wall-clock time in seconds.
+    fn seconds(self) -> u64 {
+        u64::try_from(self.wall / 1_000_000_000).unwrap_or(0).max(1)
+    }
+
+    /// The monotonic time of a wall-clock second in the past; now for 0 and for the future.
+    fn since(self, seconds: u64) -> Instant {
+        let ago = if seconds == 0 { 0 } else { self.seconds().saturating_sub(seconds) };
+        self.now.checked_sub(Duration::from_secs(ago)).unwrap_or(self.now)
+    }
+}
+
 /// Where a cursor's content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -71,6 +93,10 @@ pub struct Cursor {
     pub grown: Instant,
     /// Where the content is.
     pub standing: Standing,
+    /// Since when no path leads to it, in seconds since 1970 (0: one does), as saved.
+    pub absent_since: u64,
+    /// It still existed, out of reach of the globs, when it was closed: no other file can be its copy.
+    pub elsewhere: bool,
     /// The saved record is out of date.
     pub dirty: bool,
     /// A record of it was given out.
@@ -101,6 +127,8 @@ impl Cursor {
             tail: Tail::of(b""),
             grown,
             standing: Standing::Waiting,
+            absent_since: 0,
+            elsewhere: false,
             dirty: false,
             saved: false,
             suspect: true,
@@ -111,7 +139,7 @@ impl Cursor {
     }
 
     /// A file of an earlier run; where its content is now is not known yet.
-    pub fn restore(id: u64, saved: Position, now: Instant) -> Self {
+    pub fn restore(id: u64, saved: Position, at: Moment) -> Self {
         let inode = super::listing::Inode { ino: saved.ino, dev: saved.dev };
         let look = Look { inode, len: saved.seen_len.max(saved.offset), ctime: 0, links: 1 };
         Self {
@@ -120,9 +148,11 @@ impl Cursor {
             scanned: saved.offset,
             head: saved.head,
             tail: saved.tail,
-            standing: Standing::Lost { since: now },
+            standing: Standing::Lost { since: at.since(saved.absent_since) },
+            absent_since: saved.absent_since,
+            elsewhere: saved.elsewhere,
             saved: true,
-            ..Self::new(id, &PathBuf::from(saved.path), look, now)
+            ..Self::new(id, &PathBuf::from(saved.path), look, at.now)
         }
     }
 
@@ -137,6 +167,23 @@ impl Cursor {
         renamed
     }
 
+    /// No path and no descriptor leads to the content any more.
+    pub fn lose(&mut self, elsewhere: bool, at: Moment) {
+        self.standing = Standing::Lost { since: at.now };
+        self.look.len = self.known_len;
+        self.elsewhere = elsewhere;
+        self.absent_since = at.seconds();
+        self.dirty |= self.saved;
+    }
+
+    /// Remembers since when it is missing, if that is not known from an earlier run.
+    pub fn stamp(&mut self, at: Moment) {
+        if self.absent_since == 0 {
+            self.absent_since = at.seconds();
+            self.dirty |= self.saved;
+        }
+    }
+
     /// The record to save.
     pub fn position(&self) -> Position {
         Position {
@@ -144,6 +191,8 @@ impl Cursor {
             dev: self.look.inode.dev,
             offset: self.offset,
             seen_len: self.known_len,
+            absent_since: self.absent_since,
+            elsewhere: self.elsewhere,
             head: self.head,
             tail: self.tail,
             path: self.name.to_string(),

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::cursor::{Cursor, Standing, Verdict};
+use super::cursor::{Cursor, Moment, Standing, Verdict};
 use super::listing::{Inode, Look};
 use super::reading;
 
@@ -161,20 +161,21 @@ impl Files {
                 self.destroyed.push(Destroyed { path: cursor.name.clone(), bytes, by: DestroyedBy::Truncation });
                 cursor.confirm(&checked.head);
             }
+            // The first bytes of a file that was empty may be another's, copied into it.
+            Verdict::Same if cursor.head.is_empty() && !checked.head.is_empty() => cursor.standing = Standing::Waiting,
             Verdict::Same => cursor.confirm(&checked.head),
         }
         Ok(checked.verdict)
     }
 
     /// The file holds other bytes now: what it held is lost unless a copy turns up, what it holds waits as a new file.
-    pub fn replace(&mut self, id: u64, now: Instant) {
+    pub fn replace(&mut self, id: u64, at: Moment) {
         let Some(file) = self.set_file(id, None) else { return };
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let cursor = &mut entry.cursor;
         let (path, mut look, standing) = (cursor.path.clone(), cursor.look, cursor.standing);
-        cursor.standing = Standing::Lost { since: now };
-        cursor.look.len = cursor.known_len;
-        cursor.dirty |= cursor.saved;
+        cursor.lose(false, at);
+        cursor.look.links = 0;
         if let Ok(metadata) = file.metadata() {
             look = Look::of(&metadata);
         }
@@ -182,12 +183,12 @@ impl Files {
         if was_copy || (cursor.head.is_empty() && cursor.known_len == 0) {
             self.drop_entry(id);
         }
-        let fresh = self.add(&path, look, now, Some(file));
+        let fresh = self.add(&path, look, at.now, Some(file));
         if let Some(entry) = self.entries.get_mut(&fresh) {
             entry.cursor.standing = match standing {
+                _ if look.len > 0 => Standing::Waiting,
                 Standing::Gone { .. } => standing,
-                _ if look.len == 0 => Standing::Listed,
-                _ => Standing::Waiting,
+                _ => Standing::Listed,
             };
         }
         self.woken.push(fresh);

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::cursor::{Cursor, Decision, Relation, Standing, Verdict, decide};
+use super::cursor::{Cursor, Decision, Moment, Relation, Standing, Verdict, decide};
 use super::files::{DestroyedBy, Files, open_file};
 use super::fingerprint::{HEAD_MAX, Head, HeadMatch, TAIL_MAX};
 use super::listing::{Found, Inode, Listing, Look};
@@ -27,17 +27,8 @@ const START_SEARCH: u64 = 8 << 20;
 pub struct Patience {
     /// How long a file must be quiet before it counts as no copy in the making, and how long a lost content is looked for.
     pub copy_wait: Duration,
-    /// How long a record is kept after its whole directory went away, perhaps to be mounted again.
+    /// How long the record of a file is kept that went away and may come back: moved elsewhere, or its directory unmounted.
     pub absent: Duration,
-}
-
-/// One look at the world: monotonic and wall-clock time.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// Monotonic.
-    pub now: Instant,
-    /// Nanoseconds since 1970, comparable with change times of files.
-    pub wall: i128,
 }
 
 impl Files {
@@ -69,7 +60,7 @@ impl Files {
         for (id, found) in places {
             self.seen_again(id, &found, at);
         }
-        self.unlisted(&listed, &problems, at.now);
+        self.unlisted(&listed, &problems, at);
         let mut unknown: Vec<Found> = unknown.into_values().collect();
         unknown.sort_by(|one, other| (one.look.ctime, &one.path).cmp(&(other.look.ctime, &other.path)));
         let known_inodes = self.lost_by_ino();
@@ -81,7 +72,7 @@ impl Files {
             }
         }
         self.decide_waiting(at, patience);
-        self.expire(at.now, patience);
+        self.expire(at, patience);
         problems
     }
 
@@ -99,7 +90,7 @@ impl Files {
 
     /// What was listed before and is not now: held while it can be reached, otherwise lost. Nothing is concluded for what lies
     /// under a directory that could not be listed.
-    fn unlisted(&mut self, listed: &HashSet<u64>, problems: &[TailProblem], now: Instant) {
+    fn unlisted(&mut self, listed: &HashSet<u64>, problems: &[TailProblem], at: Moment) {
         let hidden = |path: &Path| path.ancestors().any(|above| problems.iter().any(|p| Path::new(&p.path) == above));
         let missing: Vec<u64> = self
             .entries
@@ -119,20 +110,19 @@ impl Files {
             }
             let Some(entry) = self.entries.get_mut(&id) else { continue };
             if entry.file.is_some() {
-                entry.cursor.standing = Standing::Gone { since: now };
+                entry.cursor.standing = Standing::Gone { since: at.now };
                 self.woken.push(id);
             } else {
-                self.lose(id, now);
+                self.lose(id, false, at);
             }
         }
     }
 
     /// No descriptor and no path leads to the content any more.
-    pub(super) fn lose(&mut self, id: u64, now: Instant) {
+    pub(super) fn lose(&mut self, id: u64, elsewhere: bool, at: Moment) {
         self.set_file(id, None);
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.cursor.standing = Standing::Lost { since: now };
-            entry.cursor.look.len = entry.cursor.known_len;
+            entry.cursor.lose(elsewhere, at);
             let inode = entry.cursor.look.inode;
             if self.by_inode.get(&inode) == Some(&id) {
                 self.by_inode.remove(&inode);
@@ -281,11 +271,12 @@ impl Files {
 
     fn relation(&mut self, other: u64, waiting: &WaitingFile<'_>, at: Moment) -> io::Result<Option<Relation>> {
         if self.ensure_open(other).unwrap_or(false) && self.verify(other, at.wall, at.now)? == Verdict::Replaced {
-            self.replace(other, at.now);
+            self.replace(other, at);
         }
         let Some(entry) = self.entries.get(&other) else { return Ok(None) };
         let cursor = &entry.cursor;
         let still_there = match (&entry.file, cursor.standing) {
+            (_, Standing::Lost { .. }) if cursor.elsewhere => return Ok(None),
             (_, Standing::Lost { .. } | Standing::Waiting) => None,
             (Some(file), Standing::Gone { .. }) if cursor.look.links == 0 => {
                 return waiting.continues(cursor, Some(file));
@@ -320,6 +311,7 @@ impl Files {
             cursor.grown = found.cursor.grown.max(cursor.grown);
             cursor.standing = Standing::Listed;
             (cursor.suspect, cursor.dirty, cursor.done) = (true, true, false);
+            (cursor.absent_since, cursor.elsewhere) = (0, false);
         }
         self.set_file(earlier, file);
         self.woken.push(earlier);
@@ -329,36 +321,34 @@ impl Files {
         }
     }
 
-    /// Gives up contents that have been lost for long enough.
-    fn expire(&mut self, now: Instant, patience: Patience) {
-        let lost: Vec<(u64, Duration)> = self
+    /// Gives up contents that have been lost for long enough. One that was seen to end (deleted, overwritten) is forgotten; one that just
+    /// is not there may have been moved away or unmounted, and its record is kept longer.
+    fn expire(&mut self, at: Moment, patience: Patience) {
+        let lost: Vec<(u64, Duration, bool)> = self
             .entries
             .values()
             .filter_map(|entry| match entry.cursor.standing {
-                Standing::Lost { since } => Some((entry.cursor.id, now.saturating_duration_since(since))),
+                Standing::Lost { since } => {
+                    let age = at.now.saturating_duration_since(since);
+                    Some((entry.cursor.id, age, entry.cursor.look.links == 0))
+                }
                 _ => None,
             })
-            .filter(|(_, age)| *age >= patience.copy_wait)
+            .filter(|(_, age, _)| *age >= patience.copy_wait)
             .collect();
-        for (id, age) in lost {
-            if age >= patience.absent || self.is_place_there(id) {
+        for (id, age, ended) in lost {
+            if ended || age >= patience.absent {
                 self.give_up(id, DestroyedBy::Removal);
             } else {
-                self.write_off(id);
+                self.write_off(id, at);
             }
         }
     }
 
-    /// False if the directory of the file is away, or another file system lies in its place.
-    fn is_place_there(&self, id: u64) -> bool {
-        let Some(entry) = self.entries.get(&id) else { return false };
-        let parent = entry.cursor.path.parent().and_then(|parent| std::fs::metadata(parent).ok());
-        parent.is_some_and(|parent| Look::of(&parent).inode.dev == entry.cursor.look.inode.dev)
-    }
-
-    /// Counts the unread bytes as destroyed, but keeps the record in case the directory comes back.
-    fn write_off(&mut self, id: u64) {
+    /// Counts the unread bytes as destroyed, but keeps the record in case the file comes back.
+    fn write_off(&mut self, id: u64, at: Moment) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.cursor.stamp(at);
         let unread = entry.cursor.unread();
         if unread > 0 {
             self.shrinks += 1;

@@ -1,7 +1,8 @@
 //! The saved form of a file's position: one small record per file, opaque to the outbox that keeps it.
 //!
 //! Invariant: the format is versioned and pinned by a golden test; a record of a newer version is refused, never guessed at.
-//! Little-endian: version u8, inode u64, device u64, offset u64, seen length u64, head (length u16, hash u64, 11 rungs u32),
+//! Little-endian: version u8, inode u64, device u64, offset u64, seen length u64,
+//! absent since u64, flags u8 (1: elsewhere), head (length u16, hash u64, 11 rungs u32),
 //! tail (length u16, hash u64), path (the rest, UTF-8).
 
 use super::fingerprint::{Head, RUNGS, Tail};
@@ -21,6 +22,10 @@ pub struct Position {
     pub offset: u64,
     /// The length the file had when it was last looked at, for counting what is destroyed.
     pub seen_len: u64,
+    /// Since when no known path led to it, in seconds since 1970; 0: it was reachable.
+    pub absent_since: u64,
+    /// It was last seen to exist in a place that no glob leads to.
+    pub elsewhere: bool,
     /// Its first bytes.
     pub head: Head,
     /// The bytes before `offset`.
@@ -55,9 +60,10 @@ impl Position {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(100 + self.path.len());
         out.push(VERSION);
-        for word in [self.ino, self.dev, self.offset, self.seen_len] {
+        for word in [self.ino, self.dev, self.offset, self.seen_len, self.absent_since] {
             out.extend_from_slice(&word.to_le_bytes());
         }
+        out.push(u8::from(self.elsewhere));
         out.extend_from_slice(&self.head.len.to_le_bytes());
         out.extend_from_slice(&self.head.hash.to_le_bytes());
         for rung in self.head.rungs {
@@ -96,13 +102,15 @@ impl Fields<'_> {
 
     fn position(&mut self) -> Option<Position> {
         let (ino, dev, offset, seen_len) = (self.word()?, self.word()?, self.word()?, self.word()?);
+        let absent_since = self.word()?;
+        let elsewhere = self.take::<1>()?[0] & 1 != 0;
         let mut head = Head { len: u16::from_le_bytes(self.take()?), hash: self.word()?, rungs: [0; RUNGS] };
         for rung in &mut head.rungs {
             *rung = u32::from_le_bytes(self.take()?);
         }
         let tail = Tail { len: u16::from_le_bytes(self.take()?), hash: self.word()? };
         let path = std::str::from_utf8(self.0).ok()?.to_owned();
-        Some(Position { ino, dev, offset, seen_len, head, tail, path })
+        Some(Position { ino, dev, offset, seen_len, absent_since, elsewhere, head, tail, path })
     }
 }
 
@@ -116,6 +124,8 @@ mod tests {
             dev: 2049,
             offset: 6,
             seen_len: 9,
+            absent_since: 77,
+            elsewhere: true,
             head: Head::of(b"one\ntwo\nx"),
             tail: Tail::of(b"one\ntw"),
             path: "/logs/a.log".to_owned(),
@@ -127,7 +137,7 @@ mod tests {
         let hex: String = sample().encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
-            "010b0000000000000001080000000000000600000000000000090000000000000009004dfa9f4c454045682b01ed72eff453b91ec4dafd1dc024ca000000000000000000000000000000000000000000000000000000000600c8f91451a61f59372f6c6f67732f612e6c6f67"
+            "010b000000000000000108000000000000060000000000000009000000000000004d000000000000000109004dfa9f4c454045682b01ed72eff453b91ec4dafd1dc024ca000000000000000000000000000000000000000000000000000000000600c8f91451a61f59372f6c6f67732f612e6c6f67"
         );
     }
 

@@ -11,9 +11,9 @@ use common::config::{Problems, Validate};
 
 use super::chunk::{Chunk, StateUpdate};
 use super::config::{Start, TailConfig};
-use super::cursor::{Cursor, Standing, Verdict};
+use super::cursor::{Cursor, Moment, Standing, Verdict};
 use super::files::{Destroyed, DestroyedBy, Entry, Files};
-use super::identity::{Moment, Patience};
+use super::identity::Patience;
 use super::listing::{Lister, Look};
 use super::position::{self, Position, STARTED_KEY};
 use super::problem::TailProblem;
@@ -80,7 +80,7 @@ impl TailSource {
             let Some(id) = position::id_of(&key) else { continue };
             let saved = Position::decode(&value)
                 .map_err(|error| TailError::Saved { name: name.to_owned(), reason: error.to_string() })?;
-            source.files.insert(Cursor::restore(id, saved, now), None);
+            source.files.insert(Cursor::restore(id, saved, moment(now)), None);
         }
         source.list(is_first && config.start == Start::End, now);
         Ok(source)
@@ -183,7 +183,6 @@ impl TailSource {
         let patience = Patience { copy_wait: self.config.copy_wait.get(), absent: self.config.hold_deleted.age.get() };
         self.list_problems = self.files.take_listing(listing, from_end, moment(now), patience);
         self.consider_all(now);
-        self.enqueue_woken();
         self.open_unread();
         let files = &self.files;
         self.read_problems.retain(|id, _| files.entries.contains_key(id));
@@ -231,6 +230,7 @@ impl TailSource {
     fn consider_all(&mut self, now: Instant) {
         let ids: Vec<u64> = self.files.entries.keys().copied().collect();
         ids.into_iter().for_each(|id| self.consider(id, now));
+        self.enqueue_woken();
     }
 
     /// Puts a file in the queue if there is something to do; verifies what changed at once, even if nothing can be read now, so that
@@ -242,10 +242,9 @@ impl TailSource {
         }
         if entry.cursor.suspect && entry.file.is_some() {
             let verified = self.files.verify(id, moment(now).wall, now);
-            let is_replaced = matches!(verified, Ok(Verdict::Replaced));
+            let verdict = *verified.as_ref().unwrap_or(&Verdict::Same);
             self.report(id, verified.map(|_| ()));
-            if is_replaced {
-                self.replaced(id, now);
+            if self.is_undecided(id, verdict, now) {
                 return;
             }
         }
@@ -315,8 +314,9 @@ impl TailSource {
             self.next_list = now;
             return Ok(Step::AtEnd);
         }
-        if self.files.verify(id, moment(now).wall, now)? == Verdict::Replaced {
-            return Ok(self.replaced(id, now));
+        let verdict = self.files.verify(id, moment(now).wall, now)?;
+        if self.is_undecided(id, verdict, now) {
+            return Ok(Step::Replaced);
         }
         let Some(entry) = self.files.entries.get_mut(&id) else { return Ok(Step::AtEnd) };
         let (Some(file), cursor) = (&entry.file, &mut entry.cursor) else { return Ok(Step::AtEnd) };
@@ -330,14 +330,23 @@ impl TailSource {
         if finishing && step == Step::AtEnd && !cursor.has_unfinished() {
             cursor.done = true;
         }
-        Ok(if step == Step::Replaced { self.replaced(id, now) } else { step })
+        if step == Step::Replaced {
+            self.is_undecided(id, Verdict::Replaced, now);
+        }
+        Ok(step)
     }
 
-    fn replaced(&mut self, id: u64, now: Instant) -> Step {
-        self.files.replace(id, now);
+    /// Acts on a verdict: true if the cursor does not stand for the file's content any more, or not yet.
+    fn is_undecided(&mut self, id: u64, verdict: Verdict, now: Instant) -> bool {
+        let waits = self.files.entries.get(&id).is_some_and(|entry| entry.cursor.standing == Standing::Waiting);
+        match verdict {
+            Verdict::Replaced => self.files.replace(id, moment(now)),
+            Verdict::Same | Verdict::Shrunk if !waits => return false,
+            Verdict::Same | Verdict::Shrunk => {}
+        }
         let patience = Patience { copy_wait: self.config.copy_wait.get(), absent: self.config.hold_deleted.age.get() };
         self.files.decide_waiting(moment(now), patience);
-        Step::Replaced
+        true
     }
 
     fn report(&mut self, id: u64, outcome: io::Result<()>) {
@@ -362,11 +371,11 @@ impl TailSource {
             if entry.cursor.unread() > 0 {
                 held.push((since, entry.cursor.id, entry.cursor.unread()));
             } else if quiet >= self.config.close_gone.get() && entry.cursor.is_quiet() {
-                read.push(entry.cursor.id);
+                read.push((entry.cursor.id, entry.cursor.look.links > 0));
             }
         }
-        for id in read {
-            self.files.lose(id, now);
+        for (id, elsewhere) in read {
+            self.files.lose(id, elsewhere, moment(now));
         }
         held.sort_unstable();
         let mut bytes: u64 = held.iter().map(|(_, _, unread)| unread).sum();

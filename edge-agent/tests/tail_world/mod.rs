@@ -93,6 +93,18 @@ impl World {
         self.now += Duration::from_secs(seconds);
     }
 
+    /// A little time passes.
+    pub fn pass_millis(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+    }
+
+    /// One poll whose chunk is never stored, and the end of the process.
+    pub fn crash_in_poll(&mut self) {
+        let (now, budget) = (self.now, self.budget);
+        self.source().poll(&mut Chunk::default(), budget, now);
+        self.close();
+    }
+
     /// Opens the source if it is not.
     pub fn open(&mut self) {
         if self.source.is_none() {
