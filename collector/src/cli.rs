@@ -1,0 +1,89 @@
+//! `catchment-collector run | check | --dump-config`.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+use common::supervise::Shutdown;
+
+use crate::config::Config;
+use crate::log::layout;
+use crate::run::Collector;
+use crate::store::{self, Store, StoreError};
+
+/// Tier 3 of Catchment: writes batches into partition files and commits them, each exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "catchment-collector", version)]
+pub struct Cli {
+    /// The configuration file.
+    #[arg(long, short, global = true, value_name = "FILE", default_value = "/etc/catchment/collector.toml")]
+    config: PathBuf,
+    /// Prints the whole configuration, with every default, and ends.
+    #[arg(long)]
+    dump_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Runs until SIGTERM (the default).
+    Run,
+    /// Checks the configuration and looks at the destination; changes nothing.
+    Check,
+}
+
+/// Does what the command line says. `print` takes what is for standard output.
+pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
+    let config: Config = common::config::load(&cli.config)?;
+    if cli.dump_config {
+        print(&common::config::dump(&config));
+        return Ok(());
+    }
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => {
+            let shutdown = Shutdown::on_signals(config.drain_deadline.get())?;
+            Collector::start(config, shutdown).await?.join().await
+        }
+        Command::Check => check(&config, print).await,
+    }
+}
+
+async fn check(config: &Config, print: impl Fn(&str)) -> anyhow::Result<()> {
+    print(&format!("configuration: good, {} dataset(s) declared", config.datasets.len()));
+    if let Some(path) = config.destination.url.strip_prefix("file://")
+        && !std::path::Path::new(path).is_dir()
+    {
+        print(&format!("destination {}: no such directory yet, it is made at the first start", config.destination.url));
+        return Ok(());
+    }
+    let store = store::open(&config.destination)?;
+    look(&*store, &config.destination.url, print).await
+}
+
+async fn look(store: &dyn Store, url: &str, print: impl Fn(&str)) -> anyhow::Result<()> {
+    let root = match store.stat("").await {
+        Ok(Some(stat)) if stat.is_dir => stat,
+        Ok(Some(_)) => bail!("destination {url}: it is a file, not a directory"),
+        Ok(None) => {
+            print(&format!("destination {url}: reachable, no such directory yet, it is made at the first start"));
+            return Ok(());
+        }
+        Err(error) => bail!("destination {url}: not reachable: {error}"),
+    };
+    match store.read(layout::FORMAT, 64).await {
+        Ok(format) => print(&format!("destination {url}: in use, format {}", String::from_utf8_lossy(&format).trim())),
+        Err(StoreError::NotFound { .. }) => print(&format!("destination {url}: reachable, not used yet")),
+        Err(error) => bail!("destination {url}: {} cannot be read: {error}", layout::FORMAT),
+    }
+    if root.mode & 0o222 == 0 {
+        bail!("destination {url}: nobody may write there (mode {:o})", root.mode);
+    }
+    if let Some(path) = url.strip_prefix("file://")
+        && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_err()
+    {
+        bail!("destination {url}: this user may not write there (mode {:o})", root.mode);
+    }
+    print(&format!("destination {url}: writable as far as its mode ({:o}) says", root.mode));
+    Ok(())
+}

@@ -1,0 +1,353 @@
+//! Which step on the log comes next. Pure: outcomes go in, steps and effects come out, one step at a time.
+//!
+//! Keeps the commit rules: a number is taken only after every record before it was read; a draft whose rename was not
+//! answered is settled before anything else; a new draft is made only when the old one is dead; a time-out is never
+//! taken for "not committed"; every name is used once.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proto::wire;
+
+use super::draft::{CommitId, Draft};
+use crate::publish::BroughtAll;
+use crate::store::Renamed;
+
+/// One thing to do on the store.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Read record `n`.
+    Read {
+        /// Its number.
+        n: u64,
+    },
+    /// Write the draft into the staging directory.
+    WriteDraft {
+        /// Names it.
+        id: CommitId,
+        /// Its content.
+        bytes: Bytes,
+    },
+    /// Rename the draft to `commits/<n>`, sent once.
+    Rename {
+        /// Names it.
+        id: CommitId,
+        /// Where to.
+        n: u64,
+    },
+    /// Rename the draft to its void.
+    Void {
+        /// Names it.
+        id: CommitId,
+    },
+    /// Is the own staging directory there?
+    OwnDirectory,
+    /// Bring the files of the own record to their places.
+    Publish {
+        /// What is left of them.
+        files: Vec<wire::PublishedFile>,
+    },
+}
+
+/// How a step ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// Record `n`.
+    Record {
+        /// Its number.
+        n: u64,
+        /// What it says.
+        record: Box<wire::CommitRecord>,
+    },
+    /// There is no record `n`, and the one before it is there: the end of the log.
+    End {
+        /// The first missing number.
+        n: u64,
+    },
+    /// The draft is written and closed.
+    Written,
+    /// The draft could not be written; its name is used up.
+    Unusable(String),
+    /// The rename of the draft was answered.
+    Renamed(Renamed),
+    /// The rename of the draft was not answered.
+    RenameUnanswered(String),
+    /// The rename to the void was answered.
+    Voided(Renamed),
+    /// The own directory is there, or not.
+    OwnDirectory(bool),
+    /// Every file of the own record was tried.
+    Published(BroughtAll),
+    /// Nothing was done, or nothing is known: the same step again, later.
+    Again(String),
+    /// This run cannot go on.
+    Stop(Stop),
+}
+
+/// Why this run of the collector ends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// The staging directory is gone.
+    #[error(
+        "this run is retired: its staging directory {0} is gone; what it had staged is asked for again by the next run, start the collector again"
+    )]
+    Retired(String),
+    /// A newer release wrote to the log.
+    #[error("a newer release wrote {0}; upgrade this collector")]
+    Newer(String),
+    /// Something in `_catchment/` is damaged or missing.
+    #[error("the commit log cannot be used: {0}")]
+    Log(String),
+}
+
+/// What the owner of the ledger does next.
+#[derive(Debug)]
+pub enum Effect {
+    /// Nothing.
+    Nothing,
+    /// Merge a record of somebody else, then call [`Planner::touch`] if it took something out of the draft.
+    Merge {
+        /// Its number.
+        n: u64,
+        /// What it says.
+        record: Box<wire::CommitRecord>,
+    },
+    /// The draft is record `n`.
+    Committed {
+        /// Its number.
+        n: u64,
+        /// The draft.
+        draft: Box<Draft>,
+    },
+    /// The draft will never be a record: what is left of it goes into a new one.
+    Dead(Box<Draft>),
+    /// Every file of the own record was tried; these cannot be brought to their places for now.
+    Published(Vec<wire::PublishedFile>),
+    /// This run ends.
+    Stop(Stop),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Tail,
+    Write(Box<Draft>),
+    Rename(Box<Draft>),
+    /// This number was taken: read past it to the end, then go on.
+    Taken(Box<Draft>, u64),
+    /// The rename was not answered.
+    Void(Box<Draft>),
+    /// The draft is gone: its id is in the log, or it is dead.
+    Gone(Box<Draft>),
+    /// Its id is not in the log, or its directory is missing.
+    Directory(Box<Draft>),
+    Publish {
+        left: Vec<wire::PublishedFile>,
+        stuck: Vec<wire::PublishedFile>,
+    },
+}
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// The state of this incarnation on the log.
+#[derive(Debug)]
+pub struct Planner {
+    phase: Phase,
+    next: u64,
+    outstanding: bool,
+    not_before: Option<Instant>,
+    backoff: Duration,
+    trouble: Option<String>,
+    staging: String,
+}
+
+impl Planner {
+    /// Begins behind a log of which the records below `next` were read. `staging` is the own directory, for messages.
+    pub fn new(next: u64, staging: String) -> Self {
+        let (phase, outstanding, not_before) = (Phase::Idle, false, None);
+        Self { phase, next, outstanding, not_before, backoff: FIRST_BACKOFF, trouble: None, staging }
+    }
+
+    /// The first number that was not read.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Neither a draft nor a step under way.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && !self.outstanding
+    }
+
+    /// What keeps it from going on, if something does.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// The draft that is under way.
+    pub fn draft(&self) -> Option<&Draft> {
+        match &self.phase {
+            Phase::Write(draft) | Phase::Rename(draft) | Phase::Taken(draft, _) => Some(draft),
+            Phase::Void(draft) | Phase::Gone(draft) | Phase::Directory(draft) => Some(draft),
+            Phase::Idle | Phase::Tail | Phase::Publish { .. } => None,
+        }
+    }
+
+    /// Begins a commit. Only when idle.
+    pub fn begin(&mut self, draft: Draft) {
+        debug_assert!(self.is_idle(), "one commit at a time");
+        self.phase = Phase::Write(Box::new(draft));
+    }
+
+    /// Begins to read the log to its end. Only when idle.
+    pub fn tail(&mut self) {
+        debug_assert!(self.is_idle(), "one step at a time");
+        self.phase = Phase::Tail;
+    }
+
+    /// Brings the files of the record just committed to their places.
+    pub fn publish(&mut self, files: Vec<wire::PublishedFile>) {
+        debug_assert!(self.is_idle(), "right after the commit");
+        self.phase = Phase::Publish { left: files, stuck: Vec::new() };
+    }
+
+    /// The record just merged took something out of the draft.
+    pub fn touch(&mut self) {
+        match &mut self.phase {
+            Phase::Write(draft) | Phase::Rename(draft) | Phase::Taken(draft, _) => draft.touched = true,
+            Phase::Void(draft) | Phase::Gone(draft) | Phase::Directory(draft) => draft.touched = true,
+            Phase::Idle | Phase::Tail | Phase::Publish { .. } => {}
+        }
+    }
+
+    /// The next step, if none is under way and none has to wait.
+    pub fn poll(&mut self, now: Instant) -> Option<Step> {
+        if self.outstanding || self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        let step = match &self.phase {
+            Phase::Idle => return None,
+            Phase::Tail | Phase::Taken(..) | Phase::Gone(_) => Step::Read { n: self.next },
+            Phase::Write(draft) => Step::WriteDraft { id: draft.id, bytes: draft.bytes.clone() },
+            Phase::Rename(draft) => Step::Rename { id: draft.id, n: self.next },
+            Phase::Void(draft) => Step::Void { id: draft.id },
+            Phase::Directory(_) => Step::OwnDirectory,
+            Phase::Publish { left, .. } => Step::Publish { files: left.clone() },
+        };
+        self.outstanding = true;
+        Some(step)
+    }
+
+    /// Takes the outcome of the step under way.
+    pub fn on(&mut self, outcome: Outcome, now: Instant) -> Effect {
+        self.outstanding = false;
+        match outcome {
+            Outcome::Again(reason) => {
+                self.wait(reason, now);
+                return Effect::Nothing;
+            }
+            Outcome::Stop(stop) => return Effect::Stop(stop),
+            _ => {}
+        }
+        let phase = std::mem::replace(&mut self.phase, Phase::Idle);
+        self.not_before = None;
+        let effect = match (phase, outcome) {
+            (Phase::Tail, Outcome::Record { n, record }) => self.merge(Phase::Tail, n, record),
+            (Phase::Tail, Outcome::End { .. }) => Effect::Nothing,
+            (Phase::Taken(draft, taken), Outcome::Record { n, record }) => {
+                self.record(|draft| Phase::Taken(draft, taken), draft, n, record)
+            }
+            (Phase::Taken(draft, taken), Outcome::End { n }) if n <= taken => {
+                self.wait(format!("record {n} exists, but the store does not show it yet"), now);
+                return self.go(Phase::Taken(draft, taken));
+            }
+            (Phase::Taken(draft, _), Outcome::End { .. }) if draft.touched => Effect::Dead(draft),
+            (Phase::Taken(draft, _), Outcome::End { .. }) => self.go(Phase::Rename(draft)),
+            (Phase::Gone(draft), Outcome::Record { n, record }) => self.record(Phase::Gone, draft, n, record),
+            (Phase::Gone(draft), Outcome::End { .. }) => self.go(Phase::Directory(draft)),
+            (Phase::Write(draft), Outcome::Written) => self.go(Phase::Rename(draft)),
+            (Phase::Write(draft), Outcome::Unusable(reason)) => {
+                self.wait(reason, now);
+                self.go(Phase::Directory(draft))
+            }
+            (Phase::Rename(draft), Outcome::Renamed(renamed)) => self.renamed(draft, renamed),
+            (Phase::Rename(draft), Outcome::RenameUnanswered(reason)) => {
+                self.trouble = Some(reason);
+                self.go(Phase::Void(draft))
+            }
+            (Phase::Void(draft), Outcome::Voided(renamed)) => self.voided(draft, renamed),
+            (Phase::Directory(draft), Outcome::OwnDirectory(true)) => Effect::Dead(draft),
+            (Phase::Directory(_), Outcome::OwnDirectory(false)) => Effect::Stop(Stop::Retired(self.staging.clone())),
+            (Phase::Publish { mut stuck, .. }, Outcome::Published(all)) => {
+                stuck.extend(all.stuck);
+                if !all.again.is_empty() {
+                    self.wait(all.reason.unwrap_or_default(), now);
+                    return self.go(Phase::Publish { left: all.again, stuck });
+                }
+                Effect::Published(stuck)
+            }
+            (phase, outcome) => unreachable!("the driver answers the step it was given: {phase:?} {outcome:?}"),
+        };
+        if self.not_before.is_none() && !matches!(self.phase, Phase::Void(_)) {
+            (self.trouble, self.backoff) = (None, FIRST_BACKOFF);
+        }
+        effect
+    }
+
+    fn go(&mut self, phase: Phase) -> Effect {
+        self.phase = phase;
+        Effect::Nothing
+    }
+
+    fn wait(&mut self, reason: String, now: Instant) {
+        self.trouble = Some(reason);
+        self.not_before = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+    }
+
+    fn merge(&mut self, phase: Phase, n: u64, record: Box<wire::CommitRecord>) -> Effect {
+        assert_eq!(n, self.next, "records are read in order");
+        self.phase = phase;
+        self.next = n + 1;
+        Effect::Merge { n, record }
+    }
+
+    /// A record read while a draft is under way: it may be the draft itself.
+    fn record(
+        &mut self,
+        phase: impl FnOnce(Box<Draft>) -> Phase,
+        draft: Box<Draft>,
+        n: u64,
+        record: Box<wire::CommitRecord>,
+    ) -> Effect {
+        if record.commit_id[..] == draft.id.0 {
+            assert_eq!(n, self.next, "records are read in order");
+            self.next = n + 1;
+            return Effect::Committed { n, draft };
+        }
+        self.merge(phase(draft), n, record)
+    }
+
+    fn renamed(&mut self, draft: Box<Draft>, renamed: Renamed) -> Effect {
+        match renamed {
+            Renamed::Done => {
+                let n = self.next;
+                self.next = n + 1;
+                Effect::Committed { n, draft }
+            }
+            Renamed::TargetExists => self.go(Phase::Taken(draft, self.next)),
+            Renamed::SourceMissing => self.go(Phase::Gone(draft)),
+            Renamed::ParentMissing => {
+                Effect::Stop(Stop::Log("the directory _catchment/commits is missing: somebody removed it".into()))
+            }
+        }
+    }
+
+    fn voided(&mut self, draft: Box<Draft>, renamed: Renamed) -> Effect {
+        match renamed {
+            // The void exists: an earlier rename to it was carried out though its answer was lost.
+            Renamed::Done | Renamed::TargetExists => Effect::Dead(draft),
+            Renamed::SourceMissing | Renamed::ParentMissing => self.go(Phase::Gone(draft)),
+        }
+    }
+}

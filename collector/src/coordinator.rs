@@ -1,0 +1,255 @@
+//! The one owner of what is committed and staged. Pure: events and the time go in, actions come out; it never waits.
+//!
+//! - [`intake`]: what streams bring, and what they are answered,
+//! - [`commits`]: rolling, drafting, merging records, and what follows from a commit,
+//! - [`upkeep`]: finishing the records of others, checkpoints, status.
+//!
+//! Keeps I1 (*committed* and *refused* leave only after the commit) and I4 (a batch is in one place here, and leaves
+//! with its group when a record of somebody else covers it).
+
+pub mod commits;
+pub mod event;
+pub mod intake;
+pub mod upkeep;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::ids::{BatchId, DatasetName};
+use proto::wire;
+
+pub use event::{Action, AppendAnswer, Delivery, Event, Now, StepGroup};
+
+use crate::commit::Planner;
+use crate::config::dataset::DatasetConfig;
+use crate::ledger::{Committed, GroupKey, Staged, StreamId};
+use crate::roll::{GroupLimits, TotalLimits};
+
+/// What does not change while it runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The configured name.
+    pub collector: String,
+    /// This run.
+    pub incarnation: String,
+    /// Declared datasets.
+    pub datasets: HashMap<DatasetName, Arc<DatasetConfig>>,
+    /// Limits of a group, unless its dataset says otherwise.
+    pub roll: GroupLimits,
+    /// Limits of all groups together.
+    pub total: TotalLimits,
+    /// Groups that exist at once, open or not: past that, new partitions are answered busy.
+    pub max_groups: usize,
+    /// How long a commit waits for a close.
+    pub close_wait: Duration,
+    /// How long an open that somebody waits for may lie here before a record is written for it.
+    pub opens_within: Duration,
+    /// How often the log is read while something is staged.
+    pub tail_every: Duration,
+    /// Records between two checkpoints.
+    pub checkpoint_every: u64,
+    /// How long a record of somebody else is left to its owner before its files are looked after.
+    pub finish_after: Duration,
+}
+
+/// Gives 16 random bytes, other ones each time.
+pub type IdSource = Box<dyn FnMut() -> [u8; 16] + Send>;
+
+/// Counters since the start; gauges are read from the coordinator.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Own records.
+    pub commits: u64,
+    /// Batches in own records, seqs without a file among them.
+    pub committed_batches: u64,
+    /// Events in published data files of own records.
+    pub committed_events: u64,
+    /// Bytes of published data files.
+    pub committed_bytes: u64,
+    /// Events in dead-letter files of own records.
+    pub dead_letters: u64,
+    /// Batches in own quarantine files.
+    pub quarantined: u64,
+    /// Batches answered committed without being staged.
+    pub duplicates: u64,
+    /// Groups deleted because a record of somebody else covers a batch of theirs.
+    pub conflicts: u64,
+    /// Groups given up after a storage error.
+    pub poisoned: u64,
+    /// Drafts that never became a record.
+    pub dead_drafts: u64,
+    /// Seqs that the log covers more than once: anything but 0 is a defect.
+    pub covered_twice: u64,
+    /// Records of others that were read.
+    pub records_read: u64,
+}
+
+/// A record of which not every file is known to be in its place.
+#[derive(Debug, Clone)]
+struct Unfinished {
+    incarnation: String,
+    files: Vec<wire::PublishedFile>,
+    not_before: Instant,
+}
+
+/// An answer that leaves when the files of the record are in their places.
+#[derive(Debug)]
+struct Answered {
+    id: BatchId,
+    waiters: Vec<StreamId>,
+    refused: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Retreat {
+    failures: u32,
+    until: Instant,
+}
+
+/// What the log said when this run began.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    /// Everything it covers.
+    pub committed: Committed,
+    /// The first number that was not read.
+    pub next: u64,
+    /// End of the checkpoint.
+    pub checkpoint: u64,
+    /// Records behind the checkpoint: number, incarnation, files.
+    pub records: Vec<(u64, String, Vec<wire::PublishedFile>)>,
+}
+
+/// See the module.
+pub struct Coordinator {
+    settings: Settings,
+    committed: Committed,
+    staged: Staged,
+    planner: Planner,
+    counts: Counts,
+    ids: IdSource,
+    next_group: u64,
+    answers: Vec<Answered>,
+    retreats: HashMap<GroupKey, Retreat>,
+    unfinished: BTreeMap<u64, Unfinished>,
+    chore: bool,
+    next_sweep: Instant,
+    last_checkpoint: u64,
+    last_tail: Instant,
+    last_commit: Instant,
+    draft_begun: Instant,
+    over: bool,
+    draining: bool,
+    drained: bool,
+    stopped: bool,
+    actions: Vec<Action>,
+}
+
+impl std::fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("incarnation", &self.settings.incarnation)
+            .field("staged", &self.staged.len())
+            .field("planner", &self.planner)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    /// Begins behind what was replayed. `staging` is the own directory, for messages.
+    pub fn new(settings: Settings, replayed: Replayed, staging: String, ids: IdSource, now: Instant) -> Self {
+        let unfinished = replayed.records.into_iter().filter(|(_, _, files)| !files.is_empty());
+        let unfinished =
+            unfinished.map(|(n, incarnation, files)| (n, Unfinished { incarnation, files, not_before: now }));
+        Self {
+            settings,
+            committed: replayed.committed,
+            staged: Staged::default(),
+            planner: Planner::new(replayed.next, staging),
+            counts: Counts::default(),
+            ids,
+            next_group: 0,
+            answers: Vec::new(),
+            retreats: HashMap::new(),
+            unfinished: unfinished.collect(),
+            chore: false,
+            next_sweep: now,
+            last_checkpoint: replayed.checkpoint,
+            last_tail: now,
+            last_commit: now,
+            draft_begun: now,
+            over: false,
+            draining: false,
+            drained: false,
+            stopped: false,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Takes one event; what is to be done comes back in order.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        if self.stopped {
+            return Vec::new();
+        }
+        let only_intake = matches!(event, Event::Arrived { .. } | Event::Unanswered { .. } | Event::Appended { .. });
+        match event {
+            Event::Arrived { stream, delivery } => self.arrived(stream, *delivery, now),
+            Event::Unanswered { stream, keys } => self.unanswered(stream, &keys),
+            Event::Roll { stream } => _ = self.staged.request_roll(stream),
+            Event::Appended { group, id, answer } => self.appended(group, &id, answer, now),
+            Event::Closed { group, result } => self.closed(group, result, now.instant),
+            Event::Stepped(outcome) => self.stepped(*outcome, now),
+            Event::Swept { left } => self.swept(left, now.instant),
+            Event::Checkpointed { highest } => {
+                self.chore = false;
+                self.last_checkpoint = self.last_checkpoint.max(highest);
+            }
+            Event::Measured { groups, over } => {
+                self.over = over;
+                for StepGroup { number, bytes, buffered } in groups {
+                    self.staged.measured(number, bytes, buffered);
+                }
+            }
+            Event::Tick => {}
+            Event::Drain => self.draining = true,
+        }
+        // What is due is found at the next tick; a burst of batches does not look for it each time.
+        if !only_intake {
+            self.advance(now);
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    fn advance(&mut self, now: Now) {
+        self.roll(now.instant);
+        self.plan(now);
+        if let Some(step) = self.planner.poll(now.instant) {
+            self.actions.push(Action::Step(step));
+        }
+        self.upkeep(now.instant);
+        if self.draining && !self.drained && self.staged.is_empty() && self.planner.is_idle() {
+            self.drained = true;
+            self.actions.push(Action::Drained);
+        }
+    }
+
+    /// What is staged.
+    pub fn staged(&self) -> &Staged {
+        &self.staged
+    }
+
+    /// What is committed.
+    pub fn committed(&self) -> &Committed {
+        &self.committed
+    }
+
+    /// Counters.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// What is configured.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}

@@ -1,0 +1,278 @@
+//! Rolling, drafting, merging records of others, and what follows from an own commit.
+
+use std::time::{Duration, Instant};
+
+use proto::wire;
+
+use super::{Action, Answered, Coordinator, Now, Retreat, Unfinished};
+use crate::commit::draft::Author;
+use crate::commit::{CommitId, Draft, Effect, Outcome, Stop};
+use crate::ledger::committed::covers;
+use crate::ledger::staged::{GroupState, Left};
+use crate::ledger::{GroupKey, GroupKind};
+use crate::roll::{self, GroupLimits, OpenGroup};
+
+const FIRST_RETREAT: Duration = Duration::from_secs(1);
+const LONGEST_RETREAT: Duration = Duration::from_secs(30);
+
+impl Coordinator {
+    /// Closes what is due.
+    pub(super) fn roll(&mut self, now: Instant) {
+        let open: Vec<_> = self.staged.groups().filter(|(_, group)| group.state == GroupState::Open).collect();
+        let open: Vec<OpenGroup> = open
+            .into_iter()
+            .map(|(number, group)| OpenGroup {
+                number,
+                limits: self.limits(&group.key),
+                bytes: group.bytes,
+                buffered: group.buffered,
+                events: group.events,
+                batches: group.batches,
+                opened: group.opened,
+                last_write: group.last_write,
+                requested: group.requested,
+            })
+            .collect();
+        for (group, reason) in roll::due(&open, self.settings.total, self.draining, now) {
+            if self.staged.roll(group, now) {
+                self.actions.push(Action::Close { group, reason });
+            }
+        }
+    }
+
+    fn limits(&self, key: &GroupKey) -> GroupLimits {
+        let mut limits = self.settings.roll;
+        if let Some(dataset) = key.dataset.as_ref().and_then(|name| self.settings.datasets.get(name)) {
+            let over = &dataset.roll;
+            limits.bytes = over.bytes.map_or(limits.bytes, |size| size.bytes());
+            limits.events = over.events.unwrap_or(limits.events);
+            limits.age = over.age.map_or(limits.age, |span| span.get());
+            limits.idle = over.idle.map_or(limits.idle, |span| span.get());
+        }
+        limits
+    }
+
+    pub(super) fn closed(&mut self, group: u64, result: Result<Vec<wire::PublishedFile>, String>, now: Instant) {
+        match result {
+            Ok(files) => {
+                if let Some(key) = self.staged.group(group).map(|group| &group.key) {
+                    self.retreats.remove(key);
+                }
+                self.staged.closed(group, files);
+            }
+            Err(reason) => self.poison(group, &reason, now),
+        }
+    }
+
+    /// Gives a group up: no draft ever names it, its batches are asked for again and go to a new name, after a while.
+    pub(super) fn poison(&mut self, group: u64, reason: &str, now: Instant) {
+        let Some(key) = self.staged.group(group).map(|group| group.key.clone()) else { return };
+        let failures = self.retreats.get(&key).map_or(0, |retreat| retreat.failures).saturating_add(1);
+        let delay = (FIRST_RETREAT * 2u32.saturating_pow((failures - 1).min(10))).min(LONGEST_RETREAT);
+        self.retreats.retain(|_, retreat| now < retreat.until + LONGEST_RETREAT);
+        self.retreats.insert(key, Retreat { failures, until: now + delay });
+        let left = self.staged.remove_group(group);
+        tracing::warn!(group, reason, batches = left.len(), "group given up, its batches are asked for again");
+        self.counts.poisoned += 1;
+        for Left { id, entry } in left {
+            self.answer_again(&entry.waiters, &id);
+        }
+        self.actions.push(Action::Forget { group });
+    }
+
+    /// Begins a commit or a look at the log, if it is time and nothing is under way.
+    pub(super) fn plan(&mut self, now: Now) {
+        if !self.planner.is_idle() {
+            return;
+        }
+        self.drop_empty_groups();
+        let waits = self.staged.groups().any(|(_, group)| match group.state {
+            GroupState::Closing { since } => now.instant.saturating_duration_since(since) < self.settings.close_wait,
+            _ => false,
+        });
+        let closed = self.staged.groups().any(|(_, group)| matches!(group.state, GroupState::Closed { .. }));
+        let seqs_due = self.staged.without_file().any(|(_, seq)| {
+            let age = now.instant.saturating_duration_since(seq.since);
+            self.draining || (seq.urgent && age >= self.settings.opens_within) || age >= self.settings.roll.age
+        });
+        if (closed && !waits) || seqs_due {
+            let author = Author {
+                collector: self.settings.collector.clone(),
+                incarnation: self.settings.incarnation.clone(),
+                time_unix_ms: now.unix_ms,
+            };
+            if let Some(draft) = Draft::of(&self.staged, CommitId((self.ids)()), &author) {
+                self.draft_begun = now.instant;
+                self.planner.begin(draft);
+            }
+            return;
+        }
+        let every = if self.staged.is_empty() { self.settings.tail_every * 5 } else { self.settings.tail_every };
+        if now.instant.saturating_duration_since(self.last_tail) >= every {
+            self.last_tail = now.instant;
+            self.planner.tail();
+        }
+    }
+
+    /// A group whose every batch was refused has nothing to commit.
+    fn drop_empty_groups(&mut self) {
+        let empty = self
+            .staged
+            .groups()
+            .filter(|(_, group)| group.batches == 0 && matches!(group.state, GroupState::Closed { .. }));
+        let empty: Vec<u64> = empty.map(|(number, _)| number).collect();
+        for group in empty {
+            self.staged.remove_group(group);
+            self.actions.push(Action::Abandon { group });
+        }
+    }
+
+    pub(super) fn stepped(&mut self, outcome: Outcome, now: Now) {
+        match self.planner.on(outcome, now.instant) {
+            Effect::Nothing => {}
+            Effect::Merge { n, record } => self.merge(n, &record, now),
+            Effect::Committed { n, draft } => self.committed_draft(n, *draft, now),
+            Effect::Dead(draft) => {
+                tracing::info!(commit = %draft.id, "draft will never be a record, what is left of it goes into a new one");
+                self.counts.dead_drafts += 1;
+            }
+            Effect::Published(stuck) => self.published(stuck, now),
+            Effect::Stop(stop) => self.stop(stop),
+        }
+    }
+
+    pub(super) fn stop(&mut self, stop: Stop) {
+        self.stopped = true;
+        self.actions.push(Action::Stop(stop));
+    }
+
+    /// A record of somebody else: what it covers leaves this ledger, each with its whole group.
+    fn merge(&mut self, n: u64, record: &wire::CommitRecord, now: Now) {
+        if record.incarnation == self.settings.incarnation {
+            return self.stop(Stop::Log(format!("record {n} is of this run, but of no draft that it knows")));
+        }
+        let Some(wire::commit_record::Action::Publish(publish)) = &record.action else {
+            return self.stop(Stop::Newer(format!("record {n} with an action that this release does not know")));
+        };
+        let covers = match covers(n, publish) {
+            Ok(covers) => covers,
+            Err(error) => return self.stop(Stop::Log(error.to_string())),
+        };
+        self.counts.records_read += 1;
+        for cover in &covers {
+            self.add_cover(n, cover, record.time_unix_ms);
+        }
+        let (groups, seqs) = self.staged.touched_by(&covers);
+        let draft = self.planner.draft();
+        if draft.is_some_and(|d| groups.iter().any(|g| d.names(*g)) || seqs.iter().any(|id| d.seqs.contains(id))) {
+            self.planner.touch();
+        }
+        for group in groups {
+            let left = self.staged.remove_group(group);
+            tracing::info!(
+                n,
+                group,
+                batches = left.len(),
+                "record of another collector covers a batch of this group: deleted"
+            );
+            self.counts.conflicts += 1;
+            self.actions.push(Action::Abandon { group });
+            left.into_iter().for_each(|left| self.answer_left(left));
+        }
+        for id in seqs {
+            if let Some(left) = self.staged.remove_without_file(&id) {
+                self.answer_left(left);
+            }
+        }
+        let not_before = now.instant + self.settings.finish_after;
+        self.add_unfinished(n, record.incarnation.clone(), publish.files.clone(), not_before);
+    }
+
+    fn answer_left(&mut self, left: Left) {
+        let Left { id, entry } = left;
+        if self.committed.contains(&id) {
+            entry.waiters.iter().for_each(|stream| self.answer_committed(*stream, &id, None));
+        } else {
+            self.answer_again(&entry.waiters, &id);
+        }
+    }
+
+    fn add_cover(&mut self, n: u64, cover: &crate::ledger::committed::Cover, time_unix_ms: i64) {
+        let twice = self.committed.add(cover, time_unix_ms);
+        if twice > 0 {
+            self.counts.covered_twice += twice;
+            tracing::error!(n, agent = %cover.key.agent, origin = %cover.key.origin, seqs = twice,
+                "the log covers batches twice: report this, with the records of this origin");
+        }
+    }
+
+    fn committed_draft(&mut self, n: u64, draft: Draft, now: Now) {
+        match covers(n, &draft.publish) {
+            Ok(covers) => covers.iter().for_each(|cover| self.add_cover(n, cover, now.unix_ms)),
+            Err(error) => return self.stop(Stop::Log(error.to_string())),
+        }
+        for group in &draft.groups {
+            let left = self.staged.remove_group(*group);
+            self.keep_answers(left);
+            self.actions.push(Action::Forget { group: *group });
+        }
+        for id in &draft.seqs {
+            let left = self.staged.remove_without_file(id);
+            self.keep_answers(left);
+        }
+        self.last_commit = now.instant;
+        self.count(&draft.publish);
+        let since = now.instant.saturating_duration_since(self.draft_begun);
+        let files = draft.publish.files;
+        tracing::info!(n, files = files.len(), batches = self.answers.len(), "committed");
+        self.actions.push(Action::Committed { n, files: files.clone(), since });
+        self.actions.push(Action::Announce);
+        self.planner.publish(files);
+    }
+
+    fn keep_answers(&mut self, left: impl IntoIterator<Item = Left>) {
+        self.answers.extend(left.into_iter().map(|Left { id, entry }| Answered {
+            id,
+            waiters: entry.waiters,
+            refused: entry.refused,
+        }));
+    }
+
+    fn count(&mut self, publish: &wire::Publish) {
+        self.counts.commits += 1;
+        self.counts.committed_batches += self.answers.len() as u64;
+        for file in &publish.files {
+            match file.kind() {
+                wire::FileKind::DeadLetter => self.counts.dead_letters += file.events,
+                wire::FileKind::Quarantine => self.counts.quarantined += file.batches,
+                _ => {
+                    self.counts.committed_events += file.events;
+                    self.counts.committed_bytes += file.bytes;
+                }
+            }
+        }
+    }
+
+    /// The files were brought to their places: the answers leave.
+    fn published(&mut self, stuck: Vec<wire::PublishedFile>, now: Now) {
+        let incarnation = self.settings.incarnation.clone();
+        let n = self.planner.next() - 1;
+        self.add_unfinished(n, incarnation, stuck, now.instant + self.settings.finish_after);
+        for Answered { id, waiters, refused } in std::mem::take(&mut self.answers) {
+            for stream in waiters {
+                self.answer_committed(stream, &id, refused.as_ref());
+            }
+        }
+    }
+
+    fn add_unfinished(&mut self, n: u64, incarnation: String, files: Vec<wire::PublishedFile>, not_before: Instant) {
+        if !files.is_empty() {
+            self.unfinished.insert(n, Unfinished { incarnation, files, not_before });
+        }
+    }
+
+    /// Quarantined batches are in a group like any other.
+    pub fn quarantine_open(&self) -> bool {
+        self.staged.groups().any(|(_, group)| group.key.kind == GroupKind::Quarantine)
+    }
+}

@@ -1,0 +1,199 @@
+//! What goes into the coordinator and what comes out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use proto::header::Header;
+use proto::ids::BatchId;
+use proto::wire;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::commit::{Outcome, Step, Stop};
+use crate::config::dataset::DatasetConfig;
+use crate::ledger::{GroupKey, StreamId};
+use crate::roll::Reason;
+
+/// The time of an event.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// For durations.
+    pub instant: Instant,
+    /// Wall clock, milliseconds since the epoch: for records and names only.
+    pub unix_ms: i64,
+}
+
+/// A batch as it was delivered and checked.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Its identity.
+    pub id: BatchId,
+    /// Exact header bytes.
+    pub header: Bytes,
+    /// Exact payload.
+    pub payload: Bytes,
+    /// The decoded header, or why the batch goes into quarantine.
+    pub content: Result<Box<Header>, Arc<str>>,
+    /// Its bytes in the pools of what is received and not staged; given back when dropped.
+    pub hold: Vec<OwnedSemaphorePermit>,
+}
+
+/// How an append ended.
+#[derive(Debug)]
+pub enum AppendAnswer {
+    /// It is in the group.
+    Appended,
+    /// Nothing of it is in the group: it goes into quarantine for this reason.
+    Refused(String, Box<Delivery>),
+    /// The group is given up.
+    Poisoned(String),
+}
+
+/// What a group weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepGroup {
+    /// Which.
+    pub number: u64,
+    /// Bytes in files and buffers.
+    pub bytes: u64,
+    /// Bytes in buffers.
+    pub buffered: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A batch came.
+    Arrived {
+        /// On this stream.
+        stream: StreamId,
+        /// The batch.
+        delivery: Box<Delivery>,
+    },
+    /// Batches an earlier stream was not answered for.
+    Unanswered {
+        /// On this stream.
+        stream: StreamId,
+        /// Which.
+        keys: Vec<BatchId>,
+    },
+    /// An early roll is asked for.
+    Roll {
+        /// By this stream.
+        stream: StreamId,
+    },
+    /// An append was answered.
+    Appended {
+        /// By this group.
+        group: u64,
+        /// For this batch.
+        id: BatchId,
+        /// How it ended.
+        answer: AppendAnswer,
+    },
+    /// A close was answered: the files, or why the group is given up.
+    Closed {
+        /// By this group.
+        group: u64,
+        /// How it ended.
+        result: Result<Vec<wire::PublishedFile>, String>,
+    },
+    /// The step on the log ended.
+    Stepped(Box<Outcome>),
+    /// Files of earlier records were looked after.
+    Swept {
+        /// What is left of the records that were given, by number.
+        left: Vec<(u64, Vec<wire::PublishedFile>)>,
+    },
+    /// A checkpoint was written, or could not be.
+    Checkpointed {
+        /// The highest one known then.
+        highest: u64,
+    },
+    /// What groups weigh.
+    Measured {
+        /// Each.
+        groups: Vec<StepGroup>,
+        /// All together hold more memory than they may.
+        over: bool,
+    },
+    /// Time went on.
+    Tick,
+    /// The process stops: take nothing more, commit everything.
+    Drain,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Answer on a stream.
+    Answer {
+        /// Which.
+        stream: StreamId,
+        /// What.
+        answer: wire::Answer,
+    },
+    /// Make a group.
+    Open {
+        /// Its number, used once.
+        group: u64,
+        /// What it holds.
+        key: GroupKey,
+        /// The declaration; none for quarantine.
+        dataset: Option<Arc<DatasetConfig>>,
+        /// UTC day, days since the epoch.
+        day: i32,
+    },
+    /// Append to a group.
+    Append {
+        /// Which.
+        group: u64,
+        /// The batch.
+        delivery: Box<Delivery>,
+        /// Why, for quarantine.
+        refused: Option<Arc<str>>,
+    },
+    /// Close a group, once.
+    Close {
+        /// Which.
+        group: u64,
+        /// Why it rolled.
+        reason: Reason,
+    },
+    /// Delete the staged files of a group that no record names or will name.
+    Abandon {
+        /// Which.
+        group: u64,
+    },
+    /// Forget a group: its files are committed, or it is poisoned and stays as it is.
+    Forget {
+        /// Which.
+        group: u64,
+    },
+    /// A step on the log.
+    Step(Step),
+    /// Look after the files of earlier records: number, incarnation, files.
+    Sweep(Vec<(u64, String, Vec<wire::PublishedFile>)>),
+    /// Write a checkpoint.
+    Checkpoint {
+        /// Records below it are covered.
+        next: u64,
+        /// Encoded, with its envelope.
+        bytes: Bytes,
+    },
+    /// A record of this run is in the log.
+    Committed {
+        /// Its number.
+        n: u64,
+        /// Its files.
+        files: Vec<wire::PublishedFile>,
+        /// Since the draft was begun.
+        since: std::time::Duration,
+    },
+    /// Tell all streams the status now.
+    Announce,
+    /// Everything is committed; the process may end.
+    Drained,
+    /// This run ends.
+    Stop(Stop),
+}

@@ -1,0 +1,215 @@
+//! What streams bring: each batch is answered at once if the log has it, waits if it is staged here, and else goes
+//! into its group, is kept as a seq without a file, or is set aside whole.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::header::{Header, Kind};
+use proto::ids::{BatchId, Partition};
+use proto::wire;
+use proto::wire::answer::Answer as Kinds;
+
+use super::{Action, AppendAnswer, Coordinator, Delivery, Now};
+use crate::config::dataset::PartitionBy;
+use crate::ledger::staged::{Incoming, WithoutFile};
+use crate::ledger::{GroupKey, GroupKind, StreamId};
+
+/// Milliseconds in a day.
+const DAY_MS: i64 = 86_400_000;
+/// A group whose oldest append is older than this is slow: its partition waits alone.
+const SLOW: Duration = Duration::from_secs(2);
+/// How long a batch waits while all groups together hold more memory than they may.
+const OVER: Duration = Duration::from_secs(2);
+/// More intervals than this are not repeated with every answer.
+const MANY_SPANS: usize = 64;
+
+impl Coordinator {
+    pub(super) fn arrived(&mut self, stream: StreamId, delivery: Delivery, now: Now) {
+        let id = delivery.id.clone();
+        if self.committed.contains(&id) {
+            self.counts.duplicates += 1;
+            self.answer_committed(stream, &id, None);
+            return;
+        }
+        if let Some(entry) = self.staged.find(&id) {
+            if entry.appended {
+                self.answer_staged(stream, &id);
+            }
+            self.staged.wait(&id, stream);
+            return;
+        }
+        if self.draining {
+            self.answer_busy(&[stream], &id, Duration::from_secs(1));
+            return;
+        }
+        let placed = match &delivery.content {
+            Err(reason) => Err(Arc::clone(reason)),
+            Ok(header) if header.data().is_none() => {
+                let kind = header.kind.clone();
+                self.keep_without_file(stream, &id, kind, now);
+                return;
+            }
+            Ok(header) => self.group_of(&id, header).map_err(Arc::from),
+        };
+        let (key, refused) = match placed {
+            Ok(key) => (key, None),
+            Err(reason) => (quarantine_key(now), Some(reason)),
+        };
+        self.put(key, delivery, &[stream], refused, now);
+    }
+
+    /// Where a data batch belongs, or why nowhere.
+    fn group_of(&self, id: &BatchId, header: &Header) -> Result<GroupKey, String> {
+        let data = header.data().expect("only data batches have a group");
+        let Some(dataset) = self.settings.datasets.get(&data.dataset) else {
+            return Err(format!("dataset {} is not declared here", data.dataset));
+        };
+        if !dataset.admits(id.agent.as_str()) {
+            return Err(format!("agent {} is not among the writers of dataset {}", id.agent, data.dataset));
+        }
+        let dead_letters = data.wire.dead_letters;
+        let hourly = !dead_letters && dataset.partition == PartitionBy::Hour;
+        if data.partition.hour().is_some() != hourly {
+            return Err(format!(
+                "dataset {} is partitioned by {:?}, the batch is not",
+                data.dataset, dataset.partition
+            ));
+        }
+        let kind = if dead_letters { GroupKind::DeadLetters } else { GroupKind::Data };
+        Ok(GroupKey { kind, dataset: Some(data.dataset.clone()), partition: data.partition })
+    }
+
+    fn keep_without_file(&mut self, stream: StreamId, id: &BatchId, kind: Kind, now: Now) {
+        let urgent = match &kind {
+            // The rest of such a run waits for it; an agent that the log does not know is invisible until then.
+            Kind::Open(open) => {
+                open.previous.is_none() || open.restored || open.after_left || !self.committed.knows_agent(&id.agent)
+            }
+            _ => false,
+        };
+        self.staged.add_without_file(id, WithoutFile { kind, since: now.instant, urgent }, stream);
+        self.answer_staged(stream, id);
+    }
+
+    /// Puts a batch into the open group of its key, which is made if there is none.
+    fn put(&mut self, key: GroupKey, delivery: Delivery, waiters: &[StreamId], refused: Option<Arc<str>>, now: Now) {
+        if let Some(delay) = self.must_wait(&key, now) {
+            self.answer_busy(waiters, &delivery.id, delay);
+            return;
+        }
+        let group = self.staged.open_group(&key).unwrap_or_else(|| self.open_group(key, now));
+        let events = delivery.content.as_ref().map_or(0, |header| header.events());
+        let from = Incoming { events, waiters, refused: refused.clone() };
+        self.staged.add_batch(&delivery.id, group, from, now.instant);
+        self.actions.push(Action::Append { group, delivery: Box::new(delivery), refused });
+    }
+
+    fn open_group(&mut self, key: GroupKey, now: Now) -> u64 {
+        let group = self.next_group;
+        self.next_group += 1;
+        let dataset = key.dataset.as_ref().and_then(|name| self.settings.datasets.get(name)).cloned();
+        self.staged.add_group(group, key.clone(), now.instant);
+        self.actions.push(Action::Open { group, key, dataset, day: utc_day(now.unix_ms) });
+        group
+    }
+
+    /// How long the partition waits: after its group was given up, while its file is slow, or while there are too
+    /// many groups.
+    fn must_wait(&self, key: &GroupKey, now: Now) -> Option<Duration> {
+        if let Some(retreat) = self.retreats.get(key)
+            && now.instant < retreat.until
+        {
+            return Some(retreat.until - now.instant);
+        }
+        if self.over {
+            return Some(OVER);
+        }
+        match self.staged.open_group(key).and_then(|number| self.staged.group(number)) {
+            Some(group) => {
+                let oldest = group.pending.values().min()?;
+                (now.instant.saturating_duration_since(*oldest) > SLOW).then_some(Duration::from_secs(1))
+            }
+            None => (self.staged.groups().count() >= self.settings.max_groups).then_some(Duration::from_secs(1)),
+        }
+    }
+
+    pub(super) fn unanswered(&mut self, stream: StreamId, keys: &[BatchId]) {
+        for id in keys {
+            if self.committed.contains(id) {
+                self.answer_committed(stream, id, None);
+            } else if let Some(entry) = self.staged.find(id) {
+                if entry.appended {
+                    self.answer_staged(stream, id);
+                }
+                self.staged.wait(id, stream);
+            } else {
+                self.answer(stream, id, Kinds::Again(wire::Again {}));
+            }
+        }
+    }
+
+    pub(super) fn appended(&mut self, group: u64, id: &BatchId, answer: AppendAnswer, now: Now) {
+        match answer {
+            AppendAnswer::Appended => {
+                for stream in self.staged.appended(group, id) {
+                    self.answer_staged(stream, id);
+                }
+            }
+            AppendAnswer::Refused(reason, delivery) => {
+                let events = delivery.content.as_ref().map_or(0, |header| header.events());
+                let in_quarantine =
+                    self.staged.group(group).is_some_and(|group| group.key.kind == GroupKind::Quarantine);
+                if in_quarantine {
+                    self.poison(group, &reason, now.instant);
+                } else if let Some(entry) = self.staged.take_refused(group, id, events) {
+                    self.put(quarantine_key(now), *delivery, &entry.waiters, Some(reason.into()), now);
+                }
+            }
+            AppendAnswer::Poisoned(reason) => self.poison(group, &reason, now.instant),
+        }
+    }
+
+    pub(super) fn answer_committed(&mut self, stream: StreamId, id: &BatchId, refused: Option<&Arc<str>>) {
+        let kind = match refused {
+            None => Kinds::Committed(wire::Committed {}),
+            Some(reason) => Kinds::Refused(wire::Refused { reason: reason.to_string() }),
+        };
+        let set = self.committed.origin(&id.agent, id.origin).filter(|set| set.spans() <= MANY_SPANS);
+        let answer = wire::Answer { key: Some(id.into()), answer: Some(kind), intervals: set.map(Into::into) };
+        self.actions.push(Action::Answer { stream, answer });
+    }
+
+    pub(super) fn answer_again(&mut self, waiters: &[StreamId], id: &BatchId) {
+        for stream in waiters {
+            self.answer(*stream, id, Kinds::Again(wire::Again {}));
+        }
+    }
+
+    fn answer_staged(&mut self, stream: StreamId, id: &BatchId) {
+        let incarnation = self.settings.incarnation.clone();
+        self.answer(stream, id, Kinds::Staged(wire::Staged { incarnation }));
+    }
+
+    fn answer_busy(&mut self, waiters: &[StreamId], id: &BatchId, delay: Duration) {
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX).max(1);
+        for stream in waiters {
+            self.answer(*stream, id, Kinds::Busy(wire::PartitionBusy { delay_ms }));
+        }
+    }
+
+    fn answer(&mut self, stream: StreamId, id: &BatchId, kind: Kinds) {
+        let answer = wire::Answer { key: Some(id.into()), answer: Some(kind), intervals: None };
+        self.actions.push(Action::Answer { stream, answer });
+    }
+}
+
+/// Days since the epoch, UTC.
+pub fn utc_day(unix_ms: i64) -> i32 {
+    i32::try_from(unix_ms.div_euclid(DAY_MS)).unwrap_or(0)
+}
+
+fn quarantine_key(now: Now) -> GroupKey {
+    let partition = Partition::new(utc_day(now.unix_ms), None);
+    let partition = partition.unwrap_or_else(|_| Partition::new(0, None).expect("day 0 is in range"));
+    GroupKey { kind: GroupKind::Quarantine, dataset: None, partition }
+}

@@ -1,0 +1,78 @@
+//! What is done beside the commits: the files of records whose owner did not come to it, checkpoints, status.
+
+use std::time::{Duration, Instant};
+
+use proto::wire;
+
+use super::{Action, Coordinator, Now};
+
+/// Between two looks at the same files.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// The same, when only that keeps a checkpoint from being written.
+const SWEEP_FOR_CHECKPOINT: Duration = Duration::from_secs(5);
+
+impl Coordinator {
+    pub(super) fn upkeep(&mut self, now: Instant) {
+        if self.chore || self.draining {
+            return;
+        }
+        let due = self.planner.next() >= self.last_checkpoint + self.settings.checkpoint_every;
+        if !self.unfinished.is_empty() && now >= self.next_sweep {
+            let ready = self.unfinished.iter().filter(|(_, record)| due || record.not_before <= now);
+            let work: Vec<_> = ready.map(|(n, r)| (*n, r.incarnation.clone(), r.files.clone())).collect();
+            if !work.is_empty() {
+                self.chore = true;
+                self.next_sweep = now + if due { SWEEP_FOR_CHECKPOINT } else { SWEEP_EVERY };
+                self.actions.push(Action::Sweep(work));
+                return;
+            }
+        }
+        // Only over finished records: none of their files in staging any more.
+        if due && self.unfinished.is_empty() && self.planner.is_idle() {
+            self.chore = true;
+            let next = self.planner.next();
+            let bytes = proto::record::encode_checkpoint(&self.committed.to_checkpoint(next)).into();
+            self.actions.push(Action::Checkpoint { next, bytes });
+        }
+    }
+
+    pub(super) fn swept(&mut self, left: Vec<(u64, Vec<wire::PublishedFile>)>, now: Instant) {
+        self.chore = false;
+        for (n, files) in left {
+            if files.is_empty() {
+                self.unfinished.remove(&n);
+            } else if let Some(record) = self.unfinished.get_mut(&n) {
+                record.files = files;
+                record.not_before = now + SWEEP_EVERY;
+            }
+        }
+    }
+
+    /// Records of which not every file is known to be in its place.
+    pub fn unfinished_records(&self) -> usize {
+        self.unfinished.len()
+    }
+
+    /// The first number of the log that was not read.
+    pub fn next_record(&self) -> u64 {
+        self.planner.next()
+    }
+
+    /// What keeps the log from going on, if something does.
+    pub fn trouble(&self) -> Option<&str> {
+        self.planner.trouble()
+    }
+
+    /// As streams are told; credit and declarations are added by their owner.
+    pub fn status(&self, now: Now) -> wire::CollectorStatus {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        wire::CollectorStatus {
+            time_unix_ms: now.unix_ms,
+            roll_age_ms: millis(self.settings.roll.age),
+            since_commit_ms: millis(now.instant.saturating_duration_since(self.last_commit)),
+            waiting: !self.staged.is_empty(),
+            draining: self.draining,
+            ..Default::default()
+        }
+    }
+}

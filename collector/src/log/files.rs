@@ -1,0 +1,131 @@
+//! Reading records and checkpoints; writing small files, each under a name that is used once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::record::{RecordError, decode_checkpoint, decode_record, parse_number};
+use proto::wire;
+
+use super::layout;
+use crate::store::{Store, StoreError};
+
+/// Largest record or checkpoint that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Why the log cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// The store does not answer, or not now.
+    #[error("{0}")]
+    Unavailable(StoreError),
+    /// A newer release wrote it.
+    #[error("{0}")]
+    Newer(String),
+    /// Damaged, missing, or not allowed.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Record `n`, or the end.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ReadRecord {
+    /// It is there.
+    Record(Box<wire::CommitRecord>),
+    /// It is missing, and the one before it is there (or the checkpoint ends here): the end of the log.
+    End,
+}
+
+/// The log's files on a store.
+#[derive(Debug, Clone)]
+pub struct LogFiles {
+    store: Arc<dyn Store>,
+    /// Where the checkpoint ends that this run began with: the number before it may be missing.
+    begin: u64,
+}
+
+impl LogFiles {
+    /// Reads begin at `begin`: the end of the checkpoint, 0 without one.
+    pub fn new(store: Arc<dyn Store>, begin: u64) -> Self {
+        Self { store, begin }
+    }
+
+    /// The same files, read from `begin` on.
+    pub fn from(&self, begin: u64) -> Self {
+        Self { store: Arc::clone(&self.store), begin }
+    }
+
+    /// Reads record `n`. A missing one is the end only if the one before it is there.
+    pub async fn record(&self, n: u64) -> Result<ReadRecord, LogError> {
+        match self.store.read(&layout::commit(n), MAX_BYTES).await {
+            Ok(bytes) => match decode_record(&bytes) {
+                Ok(record) if record.action.is_none() => {
+                    Err(LogError::Newer(format!("record {n} with an action that this release does not know")))
+                }
+                Ok(record) => Ok(ReadRecord::Record(Box::new(record))),
+                Err(error) => Err(broken(&layout::commit(n), error)),
+            },
+            Err(StoreError::NotFound { .. }) if n == self.begin => Ok(ReadRecord::End),
+            Err(StoreError::NotFound { .. }) => match self.store.stat(&layout::commit(n - 1)).await {
+                Ok(Some(_)) => Ok(ReadRecord::End),
+                Ok(None) => Err(LogError::Broken(format!(
+                    "record {n} and the one before it are missing: this run's view is older than what is kept; start it again"
+                ))),
+                Err(error) => Err(store_error(error)),
+            },
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// The highest checkpoint, if there is one.
+    pub async fn highest_checkpoint(&self) -> Result<Option<(u64, wire::Checkpoint)>, LogError> {
+        let Some(n) = self.highest_checkpoint_number().await? else { return Ok(None) };
+        let path = layout::checkpoint(n);
+        let bytes = self.store.read(&path, MAX_BYTES).await.map_err(store_error)?;
+        let checkpoint = decode_checkpoint(&bytes).map_err(|error| broken(&path, error))?;
+        if checkpoint.next != n {
+            return Err(LogError::Broken(format!("{path} ends at {}", checkpoint.next)));
+        }
+        Ok(Some((n, checkpoint)))
+    }
+
+    /// The number of the highest checkpoint.
+    pub async fn highest_checkpoint_number(&self) -> Result<Option<u64>, LogError> {
+        let entries = self.store.list(layout::CHECKPOINTS).await.map_err(store_error)?;
+        Ok(entries.iter().filter_map(|entry| parse_number(&entry.name)).max())
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+}
+
+/// Writes a file under a name that nobody used before. After an error the name must not be used again.
+pub async fn write_once(store: &dyn Store, path: &str, bytes: Bytes) -> Result<(), StoreError> {
+    let expected = bytes.len() as u64;
+    let mut file = store.create(path).await?;
+    file.append(bytes).await?;
+    let stored = file.close().await?;
+    if stored == expected {
+        Ok(())
+    } else {
+        let detail = format!("{stored} bytes are stored, {expected} were written");
+        Err(StoreError::Other { op: "close", path: path.to_owned(), detail })
+    }
+}
+
+/// Later, or never?
+pub fn store_error(error: StoreError) -> LogError {
+    match error {
+        StoreError::Unanswered { .. } | StoreError::Unavailable { .. } => LogError::Unavailable(error),
+        StoreError::Permission { .. } => LogError::Unavailable(error),
+        other => LogError::Broken(other.to_string()),
+    }
+}
+
+fn broken(path: &str, error: RecordError) -> LogError {
+    match error {
+        RecordError::Unsupported { .. } => LogError::Newer(format!("{path}: {error}")),
+        other => LogError::Broken(format!("{path}: {other}")),
+    }
+}

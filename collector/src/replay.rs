@@ -1,0 +1,154 @@
+//! The start of an incarnation: make the own directory FIRST, then read the highest checkpoint and the tail of the
+//! log. The order matters: whoever cleans the log later reads the checkpoint first and lists directories after, so a
+//! run that exists is always seen.
+//!
+//! Names are used once: a directory or format file whose creation was not answered gets another name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::wire;
+
+use crate::commit::{CommitId, Stop};
+use crate::coordinator::Replayed;
+use crate::ledger::Committed;
+use crate::ledger::committed::covers;
+use crate::log::files::{LogError, LogFiles, ReadRecord, store_error, write_once};
+use crate::log::{Layout, layout};
+use crate::store::{Renamed, Store, StoreError};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// Where names and times come from.
+pub trait Source: Send {
+    /// Random bytes, other ones each time.
+    fn random(&mut self) -> [u8; 16];
+    /// Wall clock, milliseconds since the epoch.
+    fn unix_ms(&mut self) -> i64;
+}
+
+/// A run that may begin.
+#[derive(Debug)]
+pub struct Begun {
+    /// Its names.
+    pub layout: Layout,
+    /// The log, behind its checkpoint.
+    pub log: LogFiles,
+    /// What the log says.
+    pub replayed: Replayed,
+}
+
+/// Begins a run of `collector`. Waits and tries again for as long as the store does not answer; `waiting` is told why.
+pub async fn begin(
+    store: Arc<dyn Store>,
+    collector: &str,
+    source: &mut dyn Source,
+    mut waiting: impl FnMut(&str),
+) -> Result<Begun, Stop> {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        match attempt(&store, collector, source).await {
+            Ok(begun) => return Ok(begun),
+            Err(LogError::Unavailable(error)) => {
+                let reason = error.to_string();
+                tracing::warn!(reason, "destination not usable yet");
+                waiting(&reason);
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(LONGEST_BACKOFF);
+            }
+            Err(LogError::Newer(what)) => return Err(Stop::Newer(what)),
+            Err(LogError::Broken(what)) => return Err(Stop::Log(what)),
+        }
+    }
+}
+
+async fn attempt(store: &Arc<dyn Store>, collector: &str, source: &mut dyn Source) -> Result<Begun, LogError> {
+    for (dir, mode) in [
+        (layout::COMMITS, 0o750),
+        (layout::CHECKPOINTS, 0o750),
+        (layout::STAGING, 0o750),
+        (layout::DEAD_LETTER, 0o700),
+        (layout::QUARANTINE, 0o700),
+    ] {
+        store.make_dirs(dir, mode).await.map_err(store_error)?;
+    }
+    let random = u32::from_le_bytes(source.random()[..4].try_into().expect("4 of 16 bytes"));
+    let layout = Layout::new(&layout::incarnation_name(collector, source.unix_ms(), random));
+    match store.make_dir_new(&layout.staging(), 0o750).await {
+        Ok(()) => {}
+        // Not ours, or not known to be ours: the next attempt takes another name.
+        Err(error @ StoreError::AlreadyExists { .. }) => return Err(LogError::Unavailable(error)),
+        Err(error) => return Err(store_error(error)),
+    }
+    check_format(store, &layout, source).await?;
+    let log = LogFiles::new(Arc::clone(store), 0);
+    let (begin, committed) = match log.highest_checkpoint().await? {
+        None => (0, Committed::default()),
+        Some((n, checkpoint)) => {
+            let committed = Committed::from_checkpoint(n, &checkpoint);
+            (n, committed.map_err(|error| LogError::Broken(error.to_string()))?)
+        }
+    };
+    let log = log.from(begin);
+    let replayed = read_tail(&log, begin, committed).await?;
+    tracing::info!(
+        incarnation = layout.incarnation(),
+        checkpoint = begin,
+        next = replayed.next,
+        origins = replayed.committed.origins(),
+        "commit log read"
+    );
+    Ok(Begun { layout, log, replayed })
+}
+
+async fn read_tail(log: &LogFiles, begin: u64, mut committed: Committed) -> Result<Replayed, LogError> {
+    let mut records = Vec::new();
+    let mut next = begin;
+    while let ReadRecord::Record(record) = log.record(next).await? {
+        let Some(wire::commit_record::Action::Publish(publish)) = record.action else {
+            return Err(LogError::Newer(format!("record {next} with an action that this release does not know")));
+        };
+        for cover in covers(next, &publish).map_err(|error| LogError::Broken(error.to_string()))? {
+            let twice = committed.add(&cover, record.time_unix_ms);
+            if twice > 0 {
+                tracing::error!(n = next, agent = %cover.key.agent, origin = %cover.key.origin, seqs = twice,
+                    "the log covers batches twice: report this, with the records of this origin");
+            }
+        }
+        records.push((next, record.incarnation, publish.files));
+        next += 1;
+    }
+    Ok(Replayed { committed, next, checkpoint: begin, records })
+}
+
+/// Reads `_catchment/format`, and writes it on first use.
+async fn check_format(store: &Arc<dyn Store>, layout: &Layout, source: &mut dyn Source) -> Result<(), LogError> {
+    loop {
+        match store.read(layout::FORMAT, 64).await {
+            Ok(bytes) => return read_format(&bytes),
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(store_error(error)),
+        }
+        let draft = layout.small("format", CommitId(source.random()));
+        let text = format!("{}\n", proto::FORMAT);
+        write_once(&**store, &draft, text.into()).await.map_err(store_error)?;
+        match store.rename_new(&draft, layout::FORMAT).await.map_err(store_error)? {
+            Renamed::Done | Renamed::TargetExists => {}
+            Renamed::SourceMissing | Renamed::ParentMissing => {
+                return Err(LogError::Broken(format!("{draft} vanished while the format was written")));
+            }
+        }
+    }
+}
+
+fn read_format(bytes: &[u8]) -> Result<(), LogError> {
+    let text = String::from_utf8_lossy(bytes);
+    match text.trim().parse::<u32>() {
+        Ok(format) if (1..=proto::FORMAT).contains(&format) => Ok(()),
+        Ok(format) if format > proto::FORMAT => {
+            Err(LogError::Newer(format!("{} {format}, this release reads up to {}", layout::FORMAT, proto::FORMAT)))
+        }
+        _ => Err(LogError::Broken(format!("{} holds {:?}, no format number", layout::FORMAT, text.trim()))),
+    }
+}

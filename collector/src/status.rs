@@ -1,0 +1,118 @@
+//! What `/status` and the gauges show: a copy of the coordinator's numbers, made at every tick.
+
+use serde::Serialize;
+
+use crate::coordinator::{Coordinator, Counts, Now};
+use crate::ledger::staged::GroupState;
+
+/// `GET /status`. Field names are stable.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// Configured name.
+    pub collector: String,
+    /// This run; empty while it begins.
+    pub incarnation: String,
+    /// Events in published data files of this run.
+    pub committed_events: u64,
+    /// Batches in records of this run, seqs without a file among them.
+    pub committed_batches: u64,
+    /// Bytes of published data files of this run.
+    pub committed_bytes: u64,
+    /// Batches and seqs that are staged and not committed.
+    pub staged_batches: u64,
+    /// Groups that take batches.
+    pub open_groups: u64,
+    /// Groups that are being closed.
+    pub closing_groups: u64,
+    /// Records written by this run.
+    pub commits: u64,
+    /// The first number of the log that was not read.
+    pub next_record: u64,
+    /// Agents and origins that the log names.
+    pub agents: u64,
+    /// Runs of them.
+    pub origins: u64,
+    /// Events in dead-letter files of this run.
+    pub dead_letters: u64,
+    /// Batches in quarantine files of this run.
+    pub quarantined_batches: u64,
+    /// Batches that were committed before they came.
+    pub duplicates: u64,
+    /// Groups deleted because another collector committed a batch of theirs.
+    pub conflicts: u64,
+    /// Groups given up after a storage error.
+    pub poisoned_groups: u64,
+    /// Drafts that never became a record.
+    pub dead_drafts: u64,
+    /// Seqs that the log covers more than once: a defect.
+    pub covered_twice: u64,
+    /// Records whose files are not known to be in their places.
+    pub unfinished_records: u64,
+    /// Deliver streams.
+    pub streams: u64,
+    /// Memory held by groups.
+    pub buffered_bytes: u64,
+    /// Milliseconds since the last own commit, or the start.
+    pub since_commit_ms: u64,
+    /// Nothing new is taken.
+    pub draining: bool,
+    /// What keeps the log from going on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+impl Snapshot {
+    /// Before the log was read.
+    pub fn beginning(collector: &str) -> Self {
+        Self { collector: collector.to_owned(), ..Self::default() }
+    }
+
+    /// As things are.
+    pub fn of(coordinator: &Coordinator, now: Now, streams: usize, buffered_bytes: u64) -> Self {
+        let Counts {
+            commits,
+            committed_batches,
+            committed_events,
+            committed_bytes,
+            dead_letters,
+            quarantined,
+            duplicates,
+            conflicts,
+            poisoned,
+            dead_drafts,
+            covered_twice,
+            records_read: _,
+        } = coordinator.counts().clone();
+        let status = coordinator.status(now);
+        let groups = |wanted: fn(&GroupState) -> bool| {
+            coordinator.staged().groups().filter(|(_, group)| wanted(&group.state)).count() as u64
+        };
+        Self {
+            collector: coordinator.settings().collector.clone(),
+            incarnation: coordinator.settings().incarnation.clone(),
+            committed_events,
+            committed_batches,
+            committed_bytes,
+            staged_batches: coordinator.staged().len() as u64,
+            open_groups: groups(|state| *state == GroupState::Open),
+            closing_groups: groups(|state| matches!(state, GroupState::Closing { .. })),
+            commits,
+            next_record: coordinator.next_record(),
+            agents: coordinator.committed().agents() as u64,
+            origins: coordinator.committed().origins() as u64,
+            dead_letters,
+            quarantined_batches: quarantined,
+            duplicates,
+            conflicts,
+            poisoned_groups: poisoned,
+            dead_drafts,
+            covered_twice,
+            unfinished_records: coordinator.unfinished_records() as u64,
+            streams: streams as u64,
+            buffered_bytes,
+            since_commit_ms: status.since_commit_ms,
+            draining: status.draining,
+            trouble: coordinator.trouble().map(str::to_owned),
+        }
+    }
+}
