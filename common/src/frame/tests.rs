@@ -72,6 +72,21 @@ fn large_frames_of_many_blocks() {
 }
 
 #[test]
+fn buffers_are_used_again() {
+    let raw = text(200_000);
+    for codec in CODECS {
+        let mut encoder = FrameEncoder::new(codec, 0);
+        let (mut frame, mut back) = (Vec::new(), Vec::new());
+        encoder.encode(&raw, &mut frame).unwrap();
+        decode(codec, &frame, raw.len() as u64, &mut back).unwrap();
+        let before = (frame.as_ptr(), back.as_ptr());
+        encoder.encode(&raw[..150_000], &mut frame).unwrap();
+        decode(codec, &frame, 150_000, &mut back).unwrap();
+        assert_eq!(before, (frame.as_ptr(), back.as_ptr()), "{codec:?}");
+    }
+}
+
+#[test]
 fn frames_can_be_appended_to_each_other() {
     let both = [made(Codec::Zstd, b"one "), made(Codec::Zstd, b"two")].concat();
     assert_eq!(zstd::bulk::decompress(&both, 100).unwrap(), b"one two");

@@ -163,18 +163,20 @@ fn record_at(window: &mut Window<'_>, id: u64, offset: u64, stop: u64) -> io::Re
 fn next_valid(window: &mut Window<'_>, id: u64, mut from: u64, stop: u64) -> io::Result<Option<(u64, RecordHeader)>> {
     while from < stop {
         let part = window.get(from, WINDOW_BYTES)?;
-        match memchr::memmem::find(part, RECORD_MAGIC) {
-            Some(distance) => {
-                from += distance as u64;
-                if let Some(header) = record_at(window, id, from, stop)? {
-                    return Ok(Some((from, header)));
-                }
-                from += 1;
+        // All of a part first: looking at each candidate may move the window, and hostile bytes may hold many.
+        let candidates: Vec<u64> =
+            memchr::memmem::find_iter(part, RECORD_MAGIC).map(|distance| from + distance as u64).collect();
+        let searched = part.len() as u64;
+        for at in candidates {
+            if let Some(header) = record_at(window, id, at, stop)? {
+                return Ok(Some((at, header)));
             }
-            // The magic may lie across the end of this part.
-            None if part.len() >= WINDOW_BYTES => from += (part.len() - RECORD_MAGIC.len() + 1) as u64,
-            None => return Ok(None),
         }
+        if searched < WINDOW_BYTES as u64 {
+            return Ok(None);
+        }
+        // The magic may lie across the end of this part.
+        from += searched - (RECORD_MAGIC.len() as u64 - 1);
     }
     Ok(None)
 }

@@ -253,6 +253,76 @@ fn a_flipped_byte_before_valid_records_is_damage_and_costs_one_record() {
 }
 
 #[test]
+fn a_record_behind_damage_is_found_wherever_the_search_buffer_ends() {
+    let mebibyte = 1024 * 1024;
+    for body in (mebibyte - 40)..(mebibyte - 24) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { max_record_bytes: u64::MAX, ..options(dir.path()) };
+        let (mut log, _) = RecordLog::open(options, |_| {}).unwrap();
+        let first = log.append(b"", &vec![7; body]).unwrap();
+        log.sync().unwrap();
+        let second = log.append(b"", b"CTRC CTRC").unwrap();
+        log.sync().unwrap();
+        drop(log);
+        let path = dir.path().join(segment::file_name(first.segment));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[first.offset as usize + 40] = 0;
+        fs::write(&path, bytes).unwrap();
+        let opened = open(dir.path());
+        assert_eq!(opened.recovery.corrupt.len(), 1, "body of {body}");
+        assert!(!opened.recovery.corrupt[0].maybe_unsynced);
+        let found: Vec<RecordAt> = opened.unsealed.values().flatten().map(|r| r.at).collect();
+        assert_eq!(found, [second], "body of {body}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn nothing_is_made_up_from_damaged_bytes(
+        bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..12),
+        sealed in any::<bool>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(dir.path()).log;
+        let mut appended = BTreeMap::new();
+        for body in &bodies {
+            appended.insert(log.append(body, body).unwrap(), Bytes::from(body.clone()));
+            log.sync().unwrap();
+        }
+        if sealed {
+            log.seal(b"footer").unwrap();
+        }
+        drop(log);
+        let path = dir.path().join(segment::file_name(appended.keys().next().unwrap().segment));
+        let mut bytes = fs::read(&path).unwrap();
+        for (index, value) in damage {
+            let at = index.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(cut.map_or(bytes.len(), |index| index.index(bytes.len())));
+        fs::write(&path, &bytes).unwrap();
+        let opened = open(dir.path());
+        let mut last_valid = 0;
+        for record in opened.unsealed.values().flatten() {
+            prop_assert_eq!(Some(&record.meta), appended.get(&record.at));
+            prop_assert_eq!(&opened.log.reader().read(record.at).unwrap().body, &appended[&record.at]);
+            last_valid = record.at.offset;
+        }
+        let before = appended.keys().filter(|at| at.offset <= last_valid).count();
+        let found = opened.unsealed.values().flatten().count();
+        // A record that is missing in front of a valid one was reported.
+        prop_assert!(found == before || found == 0 || !opened.recovery.corrupt.is_empty());
+        // What was cut off or reported once is not found a second time, and nothing more is lost.
+        let again = open(dir.path());
+        prop_assert_eq!(again.recovery.torn_bytes, 0);
+        prop_assert_eq!(again.unsealed, opened.unsealed);
+    }
+}
+
+#[test]
 fn a_flipped_byte_in_the_last_record_is_a_torn_tail() {
     let dir = tempfile::tempdir().unwrap();
     let (file, at) = three_records(dir.path(), true);
