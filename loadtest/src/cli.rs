@@ -11,8 +11,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-use crate::generate;
-use crate::verify;
+use crate::cluster::Program;
+use crate::{chaos, demo, generate, run, verify};
 
 /// Load generator, local cluster and verifier of Catchment.
 #[derive(Debug, Parser)]
@@ -26,15 +26,24 @@ struct Arguments {
 enum Command {
     /// Writes access logs of several hosts.
     Gen(arguments::Gen),
+    /// Pushes files through a cluster of its own and compares what comes out.
+    Run(arguments::Run),
+    /// Shows everything at once: live logs, kills, and the verdict.
+    Demo(arguments::Demo),
     /// Compares logs with what lies at a destination.
     Verify(arguments::Verify),
+    /// Runs with kills at random instants, round by round.
+    Chaos(arguments::Chaos),
 }
 
 /// Runs one command.
 pub fn run_from_args(args: Vec<OsString>) -> Result<ExitCode> {
     match Arguments::parse_from(args).command {
         Command::Gen(arguments) => gen_command(&arguments),
+        Command::Run(arguments) => run_command(&arguments),
+        Command::Demo(arguments) => demo_command(&arguments),
         Command::Verify(arguments) => verify_command(&arguments),
+        Command::Chaos(arguments) => chaos_command(&arguments),
     }
 }
 
@@ -64,7 +73,47 @@ fn verify_command(arguments: &arguments::Verify) -> Result<ExitCode> {
     let outcome = verify::verify(&arguments.options()?)?;
     say(&verify::report::table(&outcome))?;
     say(verify::report::verdict(&outcome).trim_end())?;
-    Ok(if outcome.is_exact() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code(outcome.is_exact()))
+}
+
+fn run_command(arguments: &arguments::Run) -> Result<ExitCode> {
+    let finished = run::run(&arguments.options()?, Program::current()?)?;
+    if let Some(path) = arguments.report() {
+        run::report::write(&run::report::json(&finished), path)?;
+    }
+    say(&verify::report::table(&finished.outcome))?;
+    say(run::report::cost(&finished).trim_end())?;
+    say(verify::report::verdict(&finished.outcome).trim_end())?;
+    Ok(code(finished.outcome.is_exact()))
+}
+
+fn demo_command(arguments: &arguments::Demo) -> Result<ExitCode> {
+    let options = arguments.options();
+    let outcome = demo::demo(&options, Program::current()?)?;
+    say(&verify::report::table(&outcome))?;
+    say(&demo::how_to_read(&options.dir)?)?;
+    say(verify::report::verdict(&outcome).trim_end())?;
+    Ok(code(outcome.is_exact()))
+}
+
+fn chaos_command(arguments: &arguments::Chaos) -> Result<ExitCode> {
+    let mut reports = Vec::new();
+    let options = arguments.options();
+    say(&format!("seed {}", options.seed))?;
+    let exact = chaos::chaos(&options, &Program::current()?, &mut |report| {
+        say(&report.to_string())?;
+        reports.push(report);
+        match arguments.report() {
+            Some(path) => run::report::write(&serde_json::Value::from(reports.clone()), path),
+            None => Ok(()),
+        }
+    })?;
+    say(if exact { "verdict: every event once, in every round" } else { "verdict: NOT exact" })?;
+    Ok(code(exact))
+}
+
+fn code(good: bool) -> ExitCode {
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// One line on standard output.

@@ -39,6 +39,8 @@ pub struct Options {
     pub bytes: u64,
     /// Number of hosts: `web-01` and so on.
     pub hosts: usize,
+    /// Hosts in front of the first, so that two calls can write the logs of one set of hosts.
+    pub first_host: usize,
     /// Each host's log goes to `<out>/<host>/access.log`.
     pub out: PathBuf,
     /// The same seed and `end` give the same bytes.
@@ -82,7 +84,7 @@ pub fn generate(options: &Options, progress: &AtomicU64) -> Result<Written> {
     let catalogue = Catalogue::new(options.seed);
     let catalogue = &catalogue;
     std::thread::scope(|scope| {
-        let hosts: Vec<_> = (0..options.hosts)
+        let hosts: Vec<_> = (options.first_host..options.first_host + options.hosts)
             .map(|index| scope.spawn(move || HostLog::create(options, index, catalogue)?.write_all(progress)))
             .collect();
         let mut sum = Written::default();
@@ -214,6 +216,7 @@ mod tests {
         Options {
             bytes: 3_000_000,
             hosts: 2,
+            first_host: 0,
             out: out.to_owned(),
             seed: 9,
             rate: None,

@@ -88,6 +88,7 @@ mod tests {
         let options = generate::Options {
             bytes: 1_000_000,
             hosts: 2,
+            first_host: 0,
             out: dir.to_owned(),
             seed: 4,
             rate: None,
