@@ -208,9 +208,7 @@ mod tests {
     fn a_damaged_ledger_is_moved_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        fs::create_dir(&path).unwrap();
-        fs::write(path.join("conf"), b"nonsense").unwrap();
-        fs::write(path.join("db"), vec![7; 4096]).unwrap();
+        fs::create_dir_all(path.join("db")).unwrap();
         let (ledger, aside) = Ledger::open(&path).unwrap();
         assert!(aside.is_some());
         assert!(path.with_extension("damaged").is_dir());
