@@ -113,10 +113,14 @@ struct Shared {
     held_bytes: AtomicU64,
     /// Written to files.
     file_bytes: AtomicU64,
+    /// Its staged files are to be deleted.
     abandoned: AtomicBool,
+    /// Nobody holds the handle any more: nothing is waited for.
+    given_up: AtomicBool,
 }
 
-/// The only way to a group. Dropped without [`GroupHandle::abandon`] it leaves its staged files where they are.
+/// The only way to a group; to be kept until its close is answered. Dropped without [`GroupHandle::abandon`] it leaves
+/// its staged files where they are.
 #[derive(Debug)]
 pub struct GroupHandle {
     commands: mpsc::UnboundedSender<Command>,
@@ -193,6 +197,12 @@ impl GroupHandle {
         // A command that cannot be sent is dropped here, and its reply answers by that.
         let _ = self.commands.send(command(Reply(Some(sender))));
         receiver
+    }
+}
+
+impl Drop for GroupHandle {
+    fn drop(&mut self) {
+        self.shared.given_up.store(true, Ordering::Release);
     }
 }
 

@@ -1,9 +1,12 @@
 //! One file of a group: bytes wait in memory until there are enough of them to open it.
 //!
 //! Invariant: `written` and `crc32c` cover exactly the bytes handed to the store, and a close whose length is another
-//! one is an error.
+//! one is an error. As long as nothing was done for the file, it waits for a store that says "not now" (an outage of
+//! hours then costs nothing but time); once it was created, every error is final.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -13,6 +16,8 @@ use crate::store::{StagedFile, Store, StoreError};
 pub(super) const OPEN_AT_BYTES: u64 = 8 << 20;
 /// What waits for an open file is written when it is at least this much.
 const WRITE_AT_BYTES: u64 = 1 << 20;
+/// Between attempts to create a file.
+const CREATE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Length and checksum of a closed file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,22 +63,22 @@ impl Outlet {
     }
 
     /// Opens the file if it is time, and writes what is due.
-    pub async fn advance(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+    pub async fn advance(&mut self, store: &dyn Store, given_up: &AtomicBool) -> Result<(), StoreError> {
         if self.file.is_none() && self.waiting_bytes <= OPEN_AT_BYTES {
             return Ok(());
         }
         if self.waiting_bytes < WRITE_AT_BYTES {
             return Ok(());
         }
-        self.write(store).await
+        self.write(store, given_up).await
     }
 
     /// Writes everything and closes the file; none if there was never a byte for it.
-    pub async fn close(&mut self, store: &dyn Store) -> Result<Option<Written>, StoreError> {
+    pub async fn close(&mut self, store: &dyn Store, given_up: &AtomicBool) -> Result<Option<Written>, StoreError> {
         if self.file.is_none() && self.waiting.is_empty() {
             return Ok(None);
         }
-        self.write(store).await?;
+        self.write(store, given_up).await?;
         let Some(file) = self.file.take() else { return Ok(None) };
         let stored = file.close().await?;
         if stored != self.written.bytes {
@@ -90,12 +95,12 @@ impl Outlet {
         self.file = None;
     }
 
-    async fn write(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+    async fn write(&mut self, store: &dyn Store, given_up: &AtomicBool) -> Result<(), StoreError> {
         let file = match &mut self.file {
             Some(file) => file,
             empty => {
                 self.touched = true;
-                empty.insert(store.create(&self.path).await?)
+                empty.insert(create(store, &self.path, given_up).await?)
             }
         };
         while let Some(part) = self.waiting.pop_front() {
@@ -106,5 +111,17 @@ impl Outlet {
             file.append(part).await?;
         }
         Ok(())
+    }
+}
+
+/// Creates the file, as soon as the store can. Only an answer that says that nothing was done is worth another attempt.
+async fn create(store: &dyn Store, path: &str, given_up: &AtomicBool) -> Result<Box<dyn StagedFile>, StoreError> {
+    loop {
+        match store.create(path).await {
+            Err(StoreError::Unavailable { .. } | StoreError::Permission { .. })
+                if !given_up.load(Ordering::Acquire) => {}
+            answer => return answer,
+        }
+        tokio::time::sleep(CREATE_PAUSE).await;
     }
 }

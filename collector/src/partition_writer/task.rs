@@ -108,9 +108,9 @@ impl Group {
         };
         self.account();
         let store = self.store.clone();
-        let mut advanced = self.main.advance(&*store).await;
+        let mut advanced = self.main.advance(&*store, &self.shared.given_up).await;
         if advanced.is_ok() {
-            advanced = self.dead.advance(&*store).await;
+            advanced = self.dead.advance(&*store, &self.shared.given_up).await;
         }
         match advanced {
             Ok(()) => Ok(appended),
@@ -161,7 +161,10 @@ impl Group {
         let (data_counts, dead_counts) = self.encoder.as_ref().map(|encoder| encoder.counts()).unwrap_or_default();
         let store = self.store.clone();
         // The two are closed at once: a close may take half a second.
-        let (main, dead) = tokio::join!(self.main.close(&*store), self.dead.close(&*store));
+        let (main, dead) = tokio::join!(
+            self.main.close(&*store, &self.shared.given_up),
+            self.dead.close(&*store, &self.shared.given_up)
+        );
         let (main, dead) = match (main, dead) {
             (Ok(main), Ok(dead)) => (main, dead),
             (Err(e), _) | (_, Err(e)) => return Err(self.poison(e.to_string())),

@@ -21,6 +21,8 @@ struct Faulty {
     appends: AtomicU64,
     /// Permits for closes.
     closes: Semaphore,
+    /// Creates that are answered "not now" before one succeeds.
+    refusals: AtomicU64,
     lose_byte: AtomicBool,
 }
 
@@ -41,6 +43,11 @@ impl Store for FaultyStore {
     }
     fn create<'a>(&'a self, path: &'a str) -> StoreFuture<'a, Box<dyn StagedFile>> {
         Box::pin(async move {
+            let refused = self.0.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            if refused.is_ok() {
+                let detail = "safe mode".into();
+                return Err(StoreError::Unavailable { op: "create", path: path.into(), detail });
+            }
             let inner = self.0.inner.create(path).await?;
             Ok(Box::new(FaultyFile { store: self.0.clone(), inner }) as Box<dyn StagedFile>)
         })
@@ -106,6 +113,7 @@ impl Bench {
             inner,
             appends: AtomicU64::new(u64::MAX),
             closes: Semaphore::new(100),
+            refusals: AtomicU64::new(0),
             lose_byte: AtomicBool::new(false),
         };
         let memory = MemoryBudget::new(256 << 20);
@@ -309,6 +317,26 @@ async fn the_first_store_error_poisons_for_good() {
     assert_eq!(bench.staged().await, ["1.log"]);
     group.abandon();
     wait_until_empty(&bench).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_waited_for_until_the_group_is_given_up() {
+    let mut bench = Bench::new().await;
+    bench.faults.refusals.store(2, Ordering::SeqCst);
+    let group = bench.group(GroupKind::Data);
+    group.append(batch(1, Codec::Zstd, &lines(1, 900))).await.unwrap().unwrap();
+    assert_eq!(group.close().await.unwrap().unwrap().files.len(), 1);
+    assert_eq!(bench.staged().await.len(), 1);
+
+    bench.faults.refusals.store(u64::MAX, Ordering::SeqCst);
+    let group = bench.group(GroupKind::Data);
+    group.append(batch(2, Codec::Zstd, &lines(2, 900))).await.unwrap().unwrap();
+    let closing = group.close();
+    group.abandon();
+    assert!(closing.await.unwrap().is_err());
+    while bench.memory.used() > 0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

@@ -68,7 +68,8 @@ fn write(dataset: &DatasetConfig, batches: &[StageBatch]) -> Written {
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).unwrap();
         reader.build().unwrap().map(Result::unwrap).collect()
     };
-    let letters = zstd::stream::decode_all(dead.take().concat().as_slice()).unwrap();
+    let letters = dead.take().concat();
+    let letters = if letters.is_empty() { letters } else { zstd::stream::decode_all(letters.as_slice()).unwrap() };
     let letters = letters.split_inclusive(|&b| b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
     Written { bytes, rows, letters, counts: file.counts(), appended }
 }
