@@ -166,6 +166,7 @@ impl Wired {
             () = shutdown.draining() => return Ok(()),
         };
         self.health.set_part("log", true, "");
+        self.health.set_ready(true, "");
         let settings = settings(&self.config, begun.layout.incarnation())?;
         let now = tokio::time::Instant::now().into_std();
         let coordinator = Coordinator::new(settings, begun.replayed, begun.layout.staging(), ids(), now);
@@ -203,7 +204,7 @@ impl Source for System {
 }
 
 fn ids() -> IdSource {
-    Box::new(|| rand::random())
+    Box::new(rand::random)
 }
 
 fn dir_modes(config: &Config) -> DirModes {
