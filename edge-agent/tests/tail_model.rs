@@ -259,7 +259,7 @@ impl Model {
                 self.lost_place(content, held);
             }
             Step::Poll { budget, crash } => {
-                self.world.pass_millis(20);
+                self.world.pass(1);
                 self.poll(budget, crash)?;
             }
             Step::Look => {

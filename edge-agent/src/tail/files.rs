@@ -135,7 +135,9 @@ impl Files {
         if self.open + more <= self.max_open {
             return;
         }
-        let closable = |entry: &&Entry| entry.file.is_some() && entry.cursor.standing == Standing::Listed;
+        let closable = |entry: &&Entry| {
+            entry.file.is_some() && matches!(entry.cursor.standing, Standing::Listed | Standing::Waiting)
+        };
         let mut oldest: Vec<_> =
             self.entries.values().filter(closable).map(|entry| (entry.used, entry.cursor.id)).collect();
         oldest.sort_unstable();

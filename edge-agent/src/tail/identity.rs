@@ -61,11 +61,13 @@ impl Files {
             self.seen_again(id, &found, at);
         }
         self.unlisted(&listed, &problems, at);
-        let mut unknown: Vec<Found> = unknown.into_values().collect();
+        // First those that an inode leads back to: otherwise an equal file could be taken for their copy.
+        let lost = self.lost_by_ino();
+        let (mut unknown, back): (Vec<_>, Vec<_>) =
+            unknown.into_values().partition(|found| !lost.contains_key(&found.look.inode.ino));
         unknown.sort_by(|one, other| (one.look.ctime, &one.path).cmp(&(other.look.ctime, &other.path)));
-        let known_inodes = self.lost_by_ino();
-        for found in unknown {
-            if let Err(error) = self.first_sight(&found, &known_inodes, from_end, at)
+        for found in back.into_iter().chain(unknown) {
+            if let Err(error) = self.first_sight(&found, &lost, from_end, at, patience)
                 && error.kind() != io::ErrorKind::NotFound
             {
                 problems.push(TailProblem::of(&found.path, &error));
@@ -95,7 +97,13 @@ impl Files {
         let missing: Vec<u64> = self
             .entries
             .values()
-            .filter(|entry| entry.cursor.standing == Standing::Listed && !listed.contains(&entry.cursor.id))
+            .filter(|entry| match entry.cursor.standing {
+                Standing::Listed => true,
+                // A waiting file that is open may still turn out to continue another.
+                Standing::Waiting => entry.file.is_none(),
+                Standing::Gone { .. } | Standing::Lost { .. } => false,
+            })
+            .filter(|entry| !listed.contains(&entry.cursor.id))
             .filter(|entry| !hidden(&entry.cursor.path))
             .map(|entry| entry.cursor.id)
             .collect();
@@ -109,7 +117,9 @@ impl Files {
                 }
             }
             let Some(entry) = self.entries.get_mut(&id) else { continue };
-            if entry.file.is_some() {
+            if entry.cursor.standing == Standing::Waiting {
+                self.drop_entry(id);
+            } else if entry.file.is_some() {
                 entry.cursor.standing = Standing::Gone { since: at.now };
                 self.woken.push(id);
             } else {
@@ -146,6 +156,7 @@ impl Files {
         lost: &HashMap<u64, Vec<u64>>,
         from_end: bool,
         at: Moment,
+        patience: Patience,
     ) -> io::Result<()> {
         self.make_room(1);
         let file = open_file(&found.path)?;
@@ -170,6 +181,8 @@ impl Files {
             self.start_at_end(id)?;
         } else if look.len == 0 {
             self.settle(id, Standing::Listed);
+        } else if candidates.is_empty() {
+            self.decide_one(id, at, patience);
         }
         Ok(())
     }
@@ -214,18 +227,20 @@ impl Files {
             .map(|entry| entry.cursor.id)
             .collect();
         for id in waiting {
-            let Ok(relations) = self.relations(id, at) else { continue };
-            let Some(entry) = self.entries.get(&id) else { continue };
-            let quiet = at.now.saturating_duration_since(entry.cursor.grown);
-            match decide(&relations, quiet, patience.copy_wait) {
-                Decision::Continue(earlier) => self.continue_in(earlier, id),
-                Decision::Fresh => self.settle(id, Standing::Listed),
-                Decision::Wait => {
-                    let grown = entry.cursor.grown;
-                    let coming = relations.iter().filter(|(_, relation)| *relation == Relation::Coming);
-                    for (lost, _) in coming {
-                        self.touch_lost(*lost, grown);
-                    }
+            self.decide_one(id, at, patience);
+        }
+    }
+
+    fn decide_one(&mut self, id: u64, at: Moment, patience: Patience) {
+        let Ok(relations) = self.relations(id, at) else { return };
+        let Some(entry) = self.entries.get(&id) else { return };
+        let grown = entry.cursor.grown;
+        match decide(&relations, at.now.saturating_duration_since(grown), patience.copy_wait) {
+            Decision::Continue(earlier) => self.continue_in(earlier, id),
+            Decision::Fresh => self.settle(id, Standing::Listed),
+            Decision::Wait => {
+                for (lost, _) in relations.iter().filter(|(_, relation)| *relation == Relation::Coming) {
+                    self.touch_lost(*lost, grown);
                 }
             }
         }
@@ -241,6 +256,9 @@ impl Files {
 
     /// How every known content relates to the waiting file `id`.
     fn relations(&mut self, id: u64, at: Moment) -> io::Result<Vec<(u64, Relation)>> {
+        if !self.ensure_open(id)? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(Vec::new()) };
         let Some(file) = &entry.file else { return Ok(Vec::new()) };
         let look = Look::of(&file.metadata()?);

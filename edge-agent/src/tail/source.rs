@@ -22,7 +22,9 @@ use super::{Note, PollOutcome, TailError, TailStats};
 
 /// Idle time after which a partial event of a renamed or deleted file is emitted where `partial_idle` is 0.
 const GONE_PARTIAL_IDLE: Duration = Duration::from_secs(5);
-/// Listing may take this part of the time between two listings.
+/// Walks that take longer than this are made less often.
+const LONG_LISTING: Duration = Duration::from_millis(50);
+/// Long walks take this part of the time between two of them.
 const LISTING_SHARE: u32 = 10;
 
 /// Tails the files of one source. All calls block and are made by one owner.
@@ -186,8 +188,8 @@ impl TailSource {
         self.open_unread();
         let files = &self.files;
         self.read_problems.retain(|id, _| files.entries.contains_key(id));
-        // A tree that takes long to walk is walked less often.
-        self.next_list = now + self.config.rescan.get().max(started.elapsed() * LISTING_SHARE);
+        let (took, rescan) = (started.elapsed(), self.config.rescan.get());
+        self.next_list = now + if took > LONG_LISTING { rescan.max(took * LISTING_SHARE) } else { rescan };
         self.next_look = now + self.config.poll.get();
     }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::units::Span;
-use edge_agent::tail::{Chunk, DestroyedBy, Note, PieceKind, TailConfig, TailSource};
+use edge_agent::tail::{Chunk, DestroyedBy, Note, PieceKind, TailConfig, TailProblem, TailSource};
 
 /// The world of one test.
 pub struct World {
@@ -91,11 +91,6 @@ impl World {
     /// Time passes.
     pub fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
-    }
-
-    /// A little time passes.
-    pub fn pass_millis(&mut self, millis: u64) {
-        self.now += Duration::from_millis(millis);
     }
 
     /// One poll whose chunk is never stored, and the end of the process.
@@ -202,8 +197,12 @@ impl World {
     }
 
     pub fn note(&mut self) -> Note {
+        self.try_note().unwrap()
+    }
+
+    pub fn try_note(&mut self) -> Result<Note, Vec<TailProblem>> {
         let now = self.now;
-        self.source().note(now).unwrap()
+        self.source().note(now)
     }
 
     pub fn pieces_of(&self, kind: PieceKind) -> usize {
