@@ -27,7 +27,7 @@ pub enum TimeFormat {
         log_format: String,
     },
     /// `[10/Oct/2024:13:55:36 +0000]` anywhere, by the rule of [`clf::ClfMemo::find`].
-    Clf,
+    Clf {},
     /// The first `2024-10-10T13:55:36Z` in the line.
     Iso8601 {
         /// Looked for behind this text.
@@ -119,7 +119,7 @@ impl EventTime {
     /// Checks the configuration.
     pub fn new(format: &TimeFormat) -> Result<Self, TimeFormatError> {
         let (rule, after, zone) = match format {
-            TimeFormat::Clf => (Rule::Bracket, None, None),
+            TimeFormat::Clf {} => (Rule::Bracket, None, None),
             TimeFormat::LogFormat { log_format } => {
                 let compiled = LogFormat::compile(log_format)?;
                 let rule = match compiled.time_syntax() {

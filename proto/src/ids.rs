@@ -20,7 +20,7 @@ pub enum IdError {
     /// An origin that is not 16 bytes (or 32 hex digits).
     #[error("an origin is 16 bytes, this one is {0}")]
     Origin(usize),
-    /// A partition outside 1970-01-01 ..= 2261-12-31 or an hour above 23.
+    /// A partition outside 1900-01-01 ..= 2261-12-31 or an hour above 23.
     #[error("partition date {date} (days since 1970-01-01) or hour {hour:?} is out of range")]
     Partition {
         /// Days since the epoch.
@@ -175,13 +175,15 @@ pub struct Partition {
     hour: Option<u8>,
 }
 
+/// 1900-01-01: what is dated before is no date of a log.
+const FIRST_DATE: i32 = -25_567;
 /// 2261-12-31: the last day whose microseconds and nanoseconds every reader can hold.
 const LAST_DATE: i32 = 106_650;
 
 impl Partition {
-    /// `date` in days since 1970-01-01 (0 ..= 106,650), `hour` 0 ..= 23.
+    /// `date` in days since 1970-01-01 (-25,567 ..= 106,650), `hour` 0 ..= 23.
     pub fn new(date: i32, hour: Option<u32>) -> Result<Self, IdError> {
-        if (0..=LAST_DATE).contains(&date) && hour.is_none_or(|h| h < 24) {
+        if (FIRST_DATE..=LAST_DATE).contains(&date) && hour.is_none_or(|h| h < 24) {
             Ok(Self { date, hour: hour.map(|h| h as u8) })
         } else {
             Err(IdError::Partition { date, hour })
@@ -268,6 +270,9 @@ mod tests {
         assert_eq!(Partition::new(20_777, None).unwrap().path(), "event_date=2026-11-20");
         assert_eq!(Partition::new(0, Some(7)).unwrap().path(), "event_date=1970-01-01/event_hour=07");
         assert_eq!(Partition::new(LAST_DATE, None).unwrap().date_text(), "2261-12-31");
+        assert_eq!(Partition::new(-1, None).unwrap().path(), "event_date=1969-12-31");
+        assert_eq!(Partition::new(FIRST_DATE, None).unwrap().date_text(), "1900-01-01");
+        assert!(Partition::new(FIRST_DATE - 1, None).is_err());
         assert!(Partition::new(2_932_896, None).is_err(), "9999-12-31");
         assert!(Partition::new(1, Some(24)).is_err());
     }
