@@ -1,2 +1,5 @@
-//! main
-fn main() {}
+//! The edge agent's process.
+
+fn main() -> std::process::ExitCode {
+    edge_agent::cli::main()
+}

@@ -51,6 +51,8 @@ pub struct ShipOptions {
     pub until_committed: bool,
     /// How batches are spread.
     pub policy: Policy,
+    /// The order of preference for [`Policy::Priority`].
+    pub order: Vec<String>,
     /// Time-out of one request.
     pub timeout: Duration,
     /// Bytes in flight at most.
@@ -206,7 +208,12 @@ impl Ship {
     fn use_peers(&mut self) {
         let peers = self.peers.borrow_and_update().clone();
         let chosen: Vec<Node> = match self.options.policy {
-            Policy::Priority => peers.iter().take(FAN_OUT).map(|peer| Node::from(peer.as_str())).collect(),
+            Policy::Priority => {
+                let place = |peer: &&String| self.options.order.iter().position(|one| one == *peer);
+                let mut ordered: Vec<&String> = peers.iter().collect();
+                ordered.sort_by_key(|peer| place(peer).unwrap_or(usize::MAX));
+                ordered.into_iter().take(FAN_OUT).map(|peer| Node::from(peer.as_str())).collect()
+            }
             Policy::Home | Policy::Spread => {
                 let ring = common::ring::Ring::new(&peers);
                 let successors = ring.successors(self.options.agent.as_str().as_bytes());

@@ -87,13 +87,16 @@ pub struct Gauges {
     pub destroyed_bytes: Number,
     /// Files being tailed.
     pub files: Number,
-    /// Seconds until unread bytes are lost at the present rate; `u64::MAX` when none are in danger.
+    /// How long the oldest held file with unread bytes has been gone.
+    pub oldest_held_seconds: Number,
+    /// Until `hold_deleted.age` lets the oldest of them go; `u64::MAX` while there is none.
     pub seconds_to_loss: Number,
     /// Sends by answer.
     pub sends: Sends,
     /// Ejections of aggregators.
     pub ejections: Number,
     words: Mutex<BTreeMap<&'static str, String>>,
+    problems: Mutex<Vec<String>>,
 }
 
 impl Gauges {
@@ -109,5 +112,15 @@ impl Gauges {
     /// What was said.
     pub fn words(&self) -> BTreeMap<&'static str, String> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What keeps files from being read, one text each.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces them.
+    pub fn set_problems(&self, problems: Vec<String>) {
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
     }
 }

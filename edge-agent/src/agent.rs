@@ -1,0 +1,269 @@
+//! Puts an agent together and runs it: one owner thread that blocks (tail, pipeline, outbox), one shipping task, the
+//! admin endpoint.
+
+mod begin;
+pub mod declarations;
+mod drain;
+pub mod metrics;
+pub mod owner;
+pub mod source;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use common::admin::{self, Health};
+use common::supervise::Shutdown;
+use common::telemetry::Telemetry;
+use proto::ids::AgentName;
+use tokio::sync::{mpsc, oneshot};
+
+use self::owner::{End, Owner, OwnerOptions, Parts};
+use self::source::{Batching, Source};
+use crate::config::{Ack, AgentConfig, SourceConfig, host_name};
+use crate::outbox::room::Limits;
+use crate::outbox::state_dir::StateDir;
+use crate::outbox::{Options, Outbox};
+use crate::pipeline::{Pipeline, PipelineContext};
+use crate::ship::messages::FromShip;
+use crate::ship::{Ship, ShipOptions};
+use crate::status::Gauges;
+use crate::tail::TailSource;
+
+/// What is fixed by the design; tests make it shorter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tuning {
+    /// How long an aggregator is waited for before an origin is minted.
+    pub contact_timeout: Duration,
+    /// Between questions about commits while a gate or `--once` waits.
+    pub hurry: Duration,
+    /// Between marks.
+    pub mark_interval: Duration,
+    /// Bytes of an outbox segment.
+    pub segment_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            contact_timeout: Duration::from_secs(60),
+            hurry: Duration::from_secs(1),
+            mark_interval: Duration::from_secs(300),
+            segment_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// Runs an agent until it has drained: with `once` when everything is read and acked, else after the shutdown begins.
+/// `shutdown.now()` ends it at once, like a kill: what is stored goes on with the next run.
+pub async fn run(config: AgentConfig, once: bool, tuning: Tuning, shutdown: Shutdown) -> Result<End> {
+    let name = config.agent_name().context("making the agent's name from the host; set `name`")?;
+    let gauges = Arc::new(Gauges::default());
+    gauges.seconds_to_loss.set(u64::MAX);
+    let health = Health::new();
+    let telemetry = Telemetry::new("edge-agent")?;
+    metrics::register(&telemetry.meter(), &gauges);
+    let routes = metrics::routes(name.as_str(), &gauges);
+    let (bound, admin) = admin::serve(config.admin_listen(), telemetry, health.clone(), routes)?;
+    tracing::info!(agent = %name, admin = %bound, once, "agent starts");
+
+    let (peers, keep_peers) = config.aggregators.source().watch();
+    let (to_ship, commands) = mpsc::unbounded_channel();
+    let (to_owner, inbox) = channel();
+    let parts = {
+        let (config, name, gauges, health, tuning) =
+            (config.clone(), name.clone(), gauges.clone(), health.clone(), tuning.clone());
+        tokio::task::spawn_blocking(move || open(&config, &name, once, &tuning, to_ship, inbox, gauges, health))
+            .await??
+    };
+    let options = ship_options(&config, &name, &tuning, &parts);
+    let version = parts.declarations.version;
+    let reader = parts.outbox.reader();
+    let ship = Ship::new(options, reader, peers, commands, to_owner.clone(), gauges.clone(), version);
+    let (done, owner) = start_owner(parts)?;
+
+    let ship = tokio::spawn(ship.run());
+    let keep_peers = tokio::spawn(keep_peers);
+    let admin = tokio::spawn(admin);
+    let end = supervise(done, to_owner, &shutdown, ship, admin).await;
+    keep_peers.abort();
+    let joined = tokio::task::spawn_blocking(move || owner.join()).await?;
+    joined.map_err(|_| anyhow!("the owner thread panicked"))?;
+    let end = end?;
+    tracing::info!(clean = end == End::Clean, "agent ends");
+    Ok(end)
+}
+
+type Done = oneshot::Receiver<Result<End, owner::OwnerError>>;
+
+fn start_owner(parts: Parts) -> Result<(Done, std::thread::JoinHandle<()>)> {
+    let (sender, done) = oneshot::channel();
+    let work = move || {
+        // Nobody waits any more only when the process is ending already.
+        let _ = sender.send(Owner::new(parts).run());
+    };
+    let thread = std::thread::Builder::new().name("owner".into()).spawn(work)?;
+    Ok((done, thread))
+}
+
+/// Waits for the owner; passes the stop on to it; ends with the first part that fails.
+async fn supervise(
+    mut done: Done,
+    to_owner: Sender<FromShip>,
+    shutdown: &Shutdown,
+    mut ship: tokio::task::JoinHandle<()>,
+    mut admin: tokio::task::JoinHandle<std::result::Result<(), admin::AdminError>>,
+) -> Result<End> {
+    let mut told = false;
+    loop {
+        enum Event {
+            Done(Result<End>),
+            Stop,
+            Now,
+            Ship,
+            Admin(String),
+        }
+        let event = tokio::select! {
+            end = &mut done => Event::Done(match end {
+                Ok(end) => end.map_err(Into::into),
+                Err(_) => Err(anyhow!("the owner thread ended without a result")),
+            }),
+            () = shutdown.now() => Event::Now,
+            () = shutdown.draining(), if !told => Event::Stop,
+            _ = &mut ship => Event::Ship,
+            ended = &mut admin => Event::Admin(match ended {
+                Ok(Err(error)) => error.to_string(),
+                _ => "the admin endpoint ended".to_owned(),
+            }),
+        };
+        match event {
+            Event::Done(end) => {
+                ship.abort();
+                admin.abort();
+                return end;
+            }
+            Event::Stop => {
+                told = true;
+                // An owner that is gone has sent its result.
+                let _ = to_owner.send(FromShip::Stop);
+            }
+            Event::Now => {
+                ship.abort();
+                let _ = ship.await;
+                admin.abort();
+                return Ok(End::Unfinished(vec!["stopped at once".into()]));
+            }
+            Event::Ship => {
+                admin.abort();
+                drop(to_owner);
+                let end = done.await;
+                return match end {
+                    Ok(Ok(End::Clean)) => Ok(End::Clean),
+                    Ok(Err(error)) => Err(error.into()),
+                    _ => Err(anyhow!("the shipping task ended before the owner")),
+                };
+            }
+            Event::Admin(error) => {
+                ship.abort();
+                return Err(anyhow!(error));
+            }
+        }
+    }
+}
+
+fn ship_options(config: &AgentConfig, name: &AgentName, tuning: &Tuning, parts: &Parts) -> ShipOptions {
+    ShipOptions {
+        agent: name.clone(),
+        until_committed: config.ack == Ack::Committed,
+        policy: config.aggregators.policy,
+        order: config.aggregators.peers.clone(),
+        timeout: config.aggregators.timeout.get(),
+        in_flight_bytes: config.aggregators.in_flight.bytes(),
+        hurry: tuning.hurry,
+        newest: parts.outbox.newest_origin().map(|(origin, _, _)| origin),
+    }
+}
+
+/// Locks the state directory, recovers the outbox, opens all sources.
+#[allow(clippy::too_many_arguments)]
+fn open(
+    config: &AgentConfig,
+    name: &AgentName,
+    once: bool,
+    tuning: &Tuning,
+    to_ship: mpsc::UnboundedSender<crate::ship::messages::ToShip>,
+    inbox: std::sync::mpsc::Receiver<FromShip>,
+    gauges: Arc<Gauges>,
+    health: Health,
+) -> Result<Parts> {
+    let state_dir = StateDir::open(&config.state_dir, name)?;
+    let segment_bytes = tuning.segment_bytes.min(config.outbox.max_bytes.bytes() / 16).max(64 * 1024);
+    let options = Options { dir: state_dir.outbox(), rejected: state_dir.rejected(), segment_bytes };
+    let started = Instant::now();
+    let (outbox, recovered) = Outbox::open(options)?;
+    let (batches, bytes) = outbox.index().kept();
+    let took_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(batches, bytes, torn_bytes = recovered.torn_bytes, took_ms, "outbox opened");
+    for damage in &recovered.damage {
+        tracing::error!(damage, "the outbox is damaged");
+    }
+    if !recovered.voided.is_empty() {
+        tracing::error!(batches = recovered.voided.len(), "damaged batches became voids");
+        gauges.voided_batches.add(recovered.voided.len() as u64);
+    }
+    let sources: Result<Vec<Source>> =
+        config.sources.iter().map(|source| open_source(source, config, name, &outbox)).collect();
+    Ok(Parts {
+        options: owner_options(config, once, tuning),
+        declarations: declarations::load(&state_dir.declarations()),
+        state_dir,
+        outbox,
+        sources: sources?,
+        to_ship,
+        inbox,
+        gauges,
+        health,
+    })
+}
+
+fn open_source(source: &SourceConfig, config: &AgentConfig, name: &AgentName, outbox: &Outbox) -> Result<Source> {
+    let pipeline = new_pipeline(source, config, name)?;
+    let saved = outbox.index().positions(&source.name);
+    let tail = TailSource::open(&source.name, &source.tail, saved, Instant::now())?;
+    Ok(Source::new(&source.name, tail, pipeline, source.tail.hold_deleted.age.get()))
+}
+
+/// The pipeline of one source, as configured.
+pub fn new_pipeline(source: &SourceConfig, config: &AgentConfig, name: &AgentName) -> Result<Pipeline> {
+    let context = PipelineContext {
+        agent: name,
+        host: &host_name(),
+        mask: &config.mask,
+        compression_level: config.batch.compression_level,
+    };
+    Pipeline::new(&source.name, &source.pipeline, context)
+        .with_context(|| format!("source {}", source.name))
+}
+
+fn owner_options(config: &AgentConfig, once: bool, tuning: &Tuning) -> OwnerOptions {
+    let poll = config.sources.iter().map(|source| source.tail.poll.get()).min();
+    OwnerOptions {
+        batching: Batching {
+            max_raw_bytes: config.batch.max_raw_bytes.bytes() as usize,
+            linger: config.batch.linger.get(),
+        },
+        limits: Limits {
+            max_bytes: config.outbox.max_bytes.bytes(),
+            min_free_bytes: config.outbox.min_free.bytes(),
+            min_free_percent: config.outbox.min_free_percent,
+        },
+        once,
+        leave_on_stop: config.leave_on_stop,
+        drain_deadline: config.drain_deadline.get(),
+        until_committed: config.ack == Ack::Committed,
+        contact_timeout: tuning.contact_timeout,
+        mark_interval: tuning.mark_interval,
+        idle: poll.unwrap_or(Duration::from_millis(250)),
+    }
+}

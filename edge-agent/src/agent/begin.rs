@@ -1,0 +1,143 @@
+//! The beginning of a run, and the messages it takes from the shipping task.
+//!
+//! Invariants: everything old is handed over for sending before the new origin has a second seq; the open is durable
+//! before anything of the run is sent; an answer never moves anything that is not in the outbox.
+
+use std::time::Instant;
+
+use proto::header::{Header, Kind as HeaderKind};
+use proto::ids::Origin;
+use proto::intervals::IntervalSet;
+use proto::wire;
+
+use super::owner::{Owner, OwnerError};
+use crate::outbox::{Stored, rejected};
+use crate::run::{Run, mint_time, plan_open};
+use crate::ship::messages::{FromShip, ToShip};
+
+impl Owner {
+    /// Waits for an aggregator, mints the origin, appends and sends the open, and sends everything unconfirmed again.
+    pub(super) fn begin(&mut self) -> Result<(), OwnerError> {
+        let until = Instant::now() + self.options.contact_timeout;
+        while self.contact.is_none() && !self.drain.is_stopping() {
+            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(message) => self.message(message)?,
+                Err(_) => break,
+            }
+        }
+        let now = Instant::now();
+        let newest = self.outbox.newest_origin();
+        let more_known = self.contact.zip(newest).is_some_and(|(known_end, (_, end, _))| known_end > end);
+        let restored = self.state_dir.is_restored() || more_known;
+        if restored {
+            tracing::warn!(
+                "this state directory was restored or copied: no mark counts until the origin before is abandoned \
+                 (if it was only moved, `outbox adopt` before the next start)"
+            );
+        }
+        if self.contact.is_none() {
+            tracing::warn!("no aggregator answered, the origin is minted by this host's clock");
+        }
+        let (own_clock, newest_seen) = self.own_clock_or_newest();
+        let origin = Origin::mint(mint_time(self.clock.now_ms(now), own_clock, newest_seen), rand::random());
+        let plan = plan_open(newest, restored);
+        self.outbox.saw_time(origin.unix_ms() as i64);
+        let old = self.outbox.kept();
+        self.outbox.append_open(origin, plan.open)?;
+        let stored = self.outbox.commit()?;
+        if self.state_dir.is_restored() {
+            self.state_dir.adopt()?;
+        }
+        if plan.alone {
+            self.tell(ToShip::CloseGate(origin));
+        }
+        tracing::info!(origin = %origin, unconfirmed = old.len(), alone = plan.alone, "run begins");
+        self.gauges.say("origin", Some(origin.to_string()));
+        self.send(old);
+        self.send(stored);
+        self.run = Some(Run::new(origin, plan.alone, self.options.mark_interval, now));
+        self.health.set_ready(true, "");
+        Ok(())
+    }
+
+    pub(super) fn message(&mut self, message: FromShip) -> Result<(), OwnerError> {
+        match message {
+            FromShip::Contact { known_end, .. } => self.contact = Some(known_end),
+            FromShip::Status { status, received } => {
+                self.clock.answered(status.time_unix_ms, received);
+                self.take_declarations(&status);
+            }
+            FromShip::Durable { origin, seq, released: true } => {
+                self.outbox.release(origin, &[seq].into_iter().collect());
+            }
+            FromShip::Durable { origin, seq, released: false } => self.outbox.set_durable(origin, seq, true),
+            FromShip::SentAgain { batches, .. } => {
+                batches.iter().for_each(|stored| self.outbox.set_durable(stored.origin, stored.seq, false));
+            }
+            FromShip::Committed { origin, seqs } => self.committed(origin, &seqs),
+            FromShip::Wrong { stored, detail } => self.wrong(stored, &detail)?,
+            FromShip::Damaged { stored, detail } => self.damaged(stored, &detail)?,
+            FromShip::Refused { detail } => {
+                self.health.set_part("aggregator", false, detail.clone());
+                self.gauges.say("refused", Some(detail));
+            }
+            FromShip::Drained => self.drain.drained(),
+            FromShip::Stop => self.drain.stop(Instant::now(), self.options.drain_deadline),
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, origin: Origin, seqs: &IntervalSet) {
+        let end = seqs.iter().last().map_or(0, |(_, end)| end);
+        if self.outbox.index().row(origin).is_some_and(|row| end > row.next) {
+            tracing::error!(
+                origin = %origin,
+                "aggregators know more of this origin than its outbox: another agent runs under this name, or the state \
+                 directory was restored"
+            );
+            self.gauges.say("contradicted", Some(origin.to_string()));
+        }
+        self.outbox.committed(origin, seqs);
+        if self.run.as_mut().is_some_and(|run| run.committed(origin, seqs.contains(0))) {
+            self.tell(ToShip::OpenGate);
+        }
+    }
+
+    fn wrong(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
+        let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
+        let batch = match self.outbox.reader().read(place) {
+            Ok(batch) => batch,
+            Err(error) => return self.damaged(stored, &error.to_string()),
+        };
+        let dir = self.outbox.rejected_dir().to_owned();
+        rejected::keep(&dir, stored.origin, stored.seq, &batch)
+            .map_err(|error| OwnerError::Rejected { path: dir, detail: error.to_string() })?;
+        let header = Header::decode(batch.header).ok();
+        let data = header.as_ref().and_then(|header| match &header.kind {
+            HeaderKind::Data(data) => Some(&data.wire),
+            _ => None,
+        });
+        self.void(stored, wire::VoidReason::Rejected, detail, data)
+    }
+
+    fn damaged(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
+        let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
+        self.outbox.keep_damaged(place)?;
+        self.void(stored, wire::VoidReason::Damaged, detail, None)
+    }
+
+    fn void(
+        &mut self,
+        stored: Stored,
+        reason: wire::VoidReason,
+        detail: &str,
+        data: Option<&wire::Data>,
+    ) -> Result<(), OwnerError> {
+        let why = reason.as_str_name();
+        tracing::error!(origin = %stored.origin, seq = stored.seq, why, detail, "a batch becomes a void");
+        if self.outbox.void(stored.origin, stored.seq, reason, detail, data)? {
+            self.gauges.voided_batches.add(1);
+        }
+        self.commit()
+    }
+}

@@ -1,0 +1,194 @@
+//! How an agent stops: after `--once` has read everything, or when it is told to.
+//!
+//! Invariants: *left* and the last mark are said only if everything that was noted is stored; whatever is not finished
+//! within the deadline stays in the outbox and is sent by the next run.
+
+use std::time::{Duration, Instant};
+
+use super::owner::{End, Owner, OwnerError};
+use crate::ship::messages::{DrainUntil, ToShip};
+
+/// Part of the drain deadline in which files are still read for the last mark.
+const READING_SHARE: u32 = 3;
+/// Longest time `--once` waits for bytes that were noted and do not appear.
+const NOTE_PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Reading, without an end in sight (or, for `--once`, to the end of all files).
+    Reading,
+    /// Everything noted at this aggregator time is being cut, at most until then.
+    Cutting { at: Option<i64>, until: Instant },
+    /// Closed; batches are being sent.
+    Sending,
+}
+
+/// Where the agent is on its way to the end.
+#[derive(Debug)]
+pub struct Drain {
+    once: bool,
+    stage: Stage,
+    /// Told to stop: until when.
+    deadline: Option<Instant>,
+    drained: bool,
+    abandoned: bool,
+    problems: Vec<String>,
+}
+
+/// Is it over?
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Not yet.
+    NotYet,
+    /// Yes.
+    Over(End),
+}
+
+impl Drain {
+    /// Not begun.
+    pub fn new(once: bool) -> Self {
+        Self { once, stage: Stage::Reading, deadline: None, drained: false, abandoned: false, problems: Vec::new() }
+    }
+
+    /// The process is to end within `deadline`.
+    pub fn stop(&mut self, now: Instant, deadline: Duration) {
+        self.deadline.get_or_insert(now + deadline);
+    }
+
+    /// Told to stop?
+    pub fn is_stopping(&self) -> bool {
+        self.deadline.is_some() || self.abandoned
+    }
+
+    /// Not closed, and no end in sight?
+    pub fn is_reading(&self) -> bool {
+        self.stage == Stage::Reading
+    }
+
+    /// Are chunks cut as they are?
+    pub fn is_flushing(&self) -> bool {
+        self.stage != Stage::Reading
+    }
+
+    /// Everything that was asked for has been sent.
+    pub fn drained(&mut self) {
+        self.drained = true;
+    }
+
+    /// Nobody ships any more.
+    pub fn abandon(&mut self) {
+        self.abandoned = true;
+    }
+}
+
+impl Owner {
+    /// One step on the way to the end.
+    pub(super) fn drain_step(&mut self, now: Instant) -> Result<Ending, OwnerError> {
+        if self.drain.abandoned {
+            return Ok(self.over("shipping ended"));
+        }
+        match self.drain.stage {
+            Stage::Reading if self.drain.is_stopping() || self.once_is_read() => self.begin_cutting(now),
+            Stage::Reading => {}
+            Stage::Cutting { at, until } => self.cut_or_close(at, until, now)?,
+            Stage::Sending if self.drain.drained => return Ok(self.over("")),
+            Stage::Sending if self.drain.deadline.is_some_and(|until| now >= until) => {
+                let text = format!(
+                    "the drain deadline is over: {} batches are kept and sent by the next run",
+                    self.gauges.undelivered_batches.get()
+                );
+                tracing::warn!(undelivered = self.gauges.undelivered_batches.get(), "drain deadline is over");
+                return Ok(self.over(&text));
+            }
+            Stage::Sending => {}
+        }
+        Ok(Ending::NotYet)
+    }
+
+    fn once_is_read(&self) -> bool {
+        self.drain.once && self.sources.iter().all(|source| source.is_done() || source.is_at_end())
+    }
+
+    /// Notes all files; with an end for good, last partial lines are emitted too.
+    fn begin_cutting(&mut self, now: Instant) {
+        // T is read before the files are listed.
+        let at = self.clock.now_ms(now);
+        let mut noted = true;
+        let for_good = self.drain.once || self.options.leave_on_stop;
+        for source in &mut self.sources {
+            if let Err(problems) = source.note(now) {
+                noted = false;
+                let texts = problems.iter().map(|problem| format!("source {}: {problem}", source.name()));
+                self.drain.problems.extend(texts);
+            }
+            if for_good {
+                source.finish();
+            }
+        }
+        if let Some(run) = &mut self.run {
+            run.begin_drain();
+        }
+        let patience = match self.drain.deadline {
+            Some(_) => self.options.drain_deadline / READING_SHARE,
+            None => NOTE_PATIENCE,
+        };
+        let at = if noted { Some(at.unwrap_or(0)) } else { None };
+        self.drain.stage = Stage::Cutting { at, until: now + patience };
+    }
+
+    fn cut_or_close(&mut self, at: Option<i64>, until: Instant, now: Instant) -> Result<(), OwnerError> {
+        let for_good = self.drain.once || self.options.leave_on_stop;
+        let stored = self.sources.iter_mut().fold(true, |all, source| {
+            let read = !for_good || source.is_done();
+            source.check_note() && read && all
+        });
+        if stored {
+            return self.close(at, at.is_some());
+        }
+        // A `--once` whose outbox is full, or whose dataset is not declared yet, waits: it was asked to load.
+        let until = self.drain.deadline.map_or(until, |end| until.min(end - self.options.drain_deadline / 2));
+        let waiting = self.full || self.undeclared;
+        let hurried = self.drain.deadline.is_some();
+        if now >= until && (hurried || !waiting) {
+            if self.sources.iter().any(|source| !source.is_stored()) {
+                self.drain.problems.push("not everything could be read before the end".into());
+            }
+            return self.close(at, false);
+        }
+        if waiting && !hurried {
+            self.drain.stage = Stage::Cutting { at, until: now + NOTE_PATIENCE };
+        }
+        Ok(())
+    }
+
+    /// Appends what may be said, and lets everything be sent.
+    fn close(&mut self, at: Option<i64>, complete: bool) -> Result<(), OwnerError> {
+        let left = complete && (self.drain.once || self.options.leave_on_stop);
+        let at = at.filter(|at| *at > 0);
+        if complete && !left && let Some(at) = at {
+            self.append_mark(at)?;
+        }
+        self.outbox.append_close(self.origin(), at.unwrap_or(0), left)?;
+        self.commit()?;
+        tracing::info!(left, complete, "origin closed");
+        self.sources.iter_mut().for_each(|source| source.forget_note());
+        let until = if self.drain.once { DrainUntil::Acked } else { DrainUntil::Delivered };
+        self.tell(ToShip::Drain(until));
+        self.drain.stage = Stage::Sending;
+        Ok(())
+    }
+
+    fn over(&mut self, unfinished: &str) -> Ending {
+        let mut problems = std::mem::take(&mut self.drain.problems);
+        if !unfinished.is_empty() {
+            problems.push(unfinished.to_owned());
+        }
+        let voided = self.gauges.voided_batches.get();
+        if self.drain.once && voided > 0 {
+            problems.push(format!("{voided} batches were rejected; their bytes lie in rejected/ in the state directory"));
+        }
+        // A stop that leaves work for the next run is no failure of this one.
+        let clean = problems.is_empty() || !self.drain.once;
+        Ending::Over(if clean { End::Clean } else { End::Unfinished(problems) })
+    }
+}

@@ -1,0 +1,437 @@
+//! The owner thread: tails, pipelines, the outbox and the run. It blocks, and nobody else touches any of them.
+//!
+//! One turn: take messages, read, cut what is due, append, ONE fdatasync, hand the batches over for sending.
+//! Invariants: a batch is handed over only after the sync (I2); a full outbox stops reading (I7); a mark or close is
+//! appended only after everything that was noted is stored.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use common::admin::Health;
+use proto::ids::Origin;
+use proto::wire;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::drain::{Drain, Ending};
+use crate::pipeline::Declarations;
+use super::source::{Batching, Source};
+use crate::outbox::room::{FileSystemProbe, Limits, Room};
+use crate::outbox::state_dir::StateDir;
+use crate::outbox::{Outbox, OutboxError, Stored};
+use crate::run::Run;
+use crate::run::clock::{AggregatorClock, own_clock_ms};
+use crate::ship::messages::{FromShip, ToShip};
+use crate::status::Gauges;
+
+/// How the owner works.
+#[derive(Debug, Clone)]
+pub struct OwnerOptions {
+    /// When chunks are cut.
+    pub batching: Batching,
+    /// Limits of the outbox.
+    pub limits: Limits,
+    /// Read to the end, drain, leave.
+    pub once: bool,
+    /// Say *left* at a stop.
+    pub leave_on_stop: bool,
+    /// Longest drain after a stop.
+    pub drain_deadline: Duration,
+    /// Batches are acked when committed.
+    pub until_committed: bool,
+    /// How long an aggregator is waited for before an origin is minted by own clocks.
+    pub contact_timeout: Duration,
+    /// Between marks.
+    pub mark_interval: Duration,
+    /// Longest sleep while nothing can be read.
+    pub idle: Duration,
+}
+
+/// How the agent ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Everything asked for was done.
+    Clean,
+    /// It ended, but not everything was done: what is missing, for people.
+    Unfinished(Vec<String>),
+}
+
+/// Why the owner stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// The outbox failed.
+    #[error(transparent)]
+    Outbox(#[from] OutboxError),
+    /// The state directory failed.
+    #[error(transparent)]
+    StateDir(#[from] crate::outbox::state_dir::StateDirError),
+    /// Bytes to be rejected could not be kept.
+    #[error("keeping a rejected batch under {path} failed: {detail}")]
+    Rejected {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// Everything the owner owns.
+pub struct Owner {
+    pub(super) options: OwnerOptions,
+    pub(super) state_dir: StateDir,
+    pub(super) outbox: Outbox,
+    pub(super) sources: Vec<Source>,
+    pub(super) declarations: Declarations,
+    pub(super) clock: AggregatorClock,
+    pub(super) to_ship: UnboundedSender<ToShip>,
+    pub(super) inbox: Receiver<FromShip>,
+    pub(super) gauges: Arc<Gauges>,
+    pub(super) health: Health,
+    pub(super) probe: FileSystemProbe,
+    pub(super) run: Option<Run>,
+    pub(super) drain: Drain,
+    pub(super) contact: Option<u64>,
+    pub(super) undeclared: bool,
+    pub(super) full: bool,
+    pub(super) next_upkeep: Instant,
+}
+
+/// How often numbers and space are looked after.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// What the owner is made of.
+pub struct Parts {
+    /// How it works.
+    pub options: OwnerOptions,
+    /// Locked.
+    pub state_dir: StateDir,
+    /// Recovered.
+    pub outbox: Outbox,
+    /// Opened with their saved positions.
+    pub sources: Vec<Source>,
+    /// As received last.
+    pub declarations: Declarations,
+    /// To the shipping task.
+    pub to_ship: UnboundedSender<ToShip>,
+    /// From it, and the stop.
+    pub inbox: Receiver<FromShip>,
+    /// Numbers.
+    pub gauges: Arc<Gauges>,
+    /// Readiness.
+    pub health: Health,
+}
+
+impl Owner {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { options, state_dir, outbox, sources, declarations, to_ship, inbox, gauges, health } = parts;
+        Self {
+            drain: Drain::new(options.once),
+            options,
+            state_dir,
+            outbox,
+            sources,
+            declarations,
+            clock: AggregatorClock::default(),
+            to_ship,
+            inbox,
+            gauges,
+            health,
+            probe: FileSystemProbe::default(),
+            run: None,
+            contact: None,
+            undeclared: false,
+            full: false,
+            next_upkeep: Instant::now(),
+        }
+    }
+
+    /// Works until the drain is over.
+    pub fn run(mut self) -> Result<End, OwnerError> {
+        self.begin()?;
+        loop {
+            let now = Instant::now();
+            let progressed = self.turn(now)?;
+            self.marks(now)?;
+            self.upkeep(now)?;
+            if let Ending::Over(end) = self.drain_step(now)? {
+                self.outbox.tidy()?;
+                self.refresh_gauges(now);
+                return Ok(end);
+            }
+            self.receive(progressed)?;
+        }
+    }
+
+    /// One round of reading and appending. True if something was read.
+    fn turn(&mut self, now: Instant) -> Result<bool, OwnerError> {
+        let mut progressed = false;
+        let (batching, flush) = (self.options.batching, self.drain.is_flushing());
+        let now_us = self.clock.now_or_own_ms(now) * 1000;
+        let mut undeclared = false;
+        let mut full = false;
+        for at in 0..self.sources.len() {
+            let due = self.sources[at].is_due(batching, flush, now);
+            progressed |= self.sources[at].poll(batching, due, now) && self.drain.is_reading();
+            if !self.sources[at].is_due(batching, flush, now) {
+                continue;
+            }
+            if self.room(self.sources[at].raw_bytes() as u64, now) != Room::Free {
+                full = true;
+                continue;
+            }
+            match self.sources[at].cut(now_us, &self.declarations) {
+                Ok(chunk) => {
+                    self.count(&chunk);
+                    self.outbox.append_chunk(self.origin(), chunk)?;
+                    progressed = true;
+                }
+                Err(error) => {
+                    undeclared = true;
+                    self.say_undeclared(at, &error.to_string());
+                }
+            }
+        }
+        self.set_full(full);
+        self.set_undeclared(undeclared);
+        self.commit()?;
+        Ok(progressed)
+    }
+
+    /// This run's origin; only asked for after [`begin`](Self::begin).
+    pub(super) fn origin(&self) -> Origin {
+        self.run.as_ref().map_or(Origin([0; 16]), Run::origin)
+    }
+
+    pub(super) fn commit(&mut self) -> Result<(), OwnerError> {
+        let stored = self.outbox.commit()?;
+        self.send(stored);
+        Ok(())
+    }
+
+    pub(super) fn send(&self, stored: Vec<Stored>) {
+        if !stored.is_empty() {
+            self.tell(ToShip::Send(stored));
+        }
+    }
+
+    pub(super) fn tell(&self, message: ToShip) {
+        // The shipping task ends only after this thread; if it died, the process is on its way down already.
+        let _ = self.to_ship.send(message);
+    }
+
+    fn room(&mut self, wanted: u64, now: Instant) -> Room {
+        match self.probe.get(&self.state_dir.outbox(), now) {
+            Ok(fs) => self.options.limits.room(fs, self.outbox.total_bytes(), self.outbox.index().kept().0, wanted),
+            Err(error) => {
+                tracing::warn!(error = %error, "free space of the outbox cannot be asked for");
+                Room::DiskLow
+            }
+        }
+    }
+
+    fn set_full(&mut self, full: bool) {
+        if full != self.full {
+            self.full = full;
+            let reason = "the outbox is full or its disk is low: reading waits, the log files are the buffer; \
+                          check that aggregators answer, or raise outbox.max_bytes";
+            if full {
+                tracing::warn!(bytes = self.outbox.total_bytes(), "outbox is full, reading stops");
+            } else {
+                tracing::info!("outbox has room, reading goes on");
+            }
+            self.health.set_part("outbox", !full, reason);
+        }
+    }
+
+    fn set_undeclared(&mut self, undeclared: bool) {
+        if undeclared != self.undeclared {
+            self.undeclared = undeclared;
+            self.tell(ToShip::Hurry(undeclared));
+            if !undeclared {
+                self.health.set_part("dataset", true, "");
+                self.gauges.say("undeclared", None);
+            }
+        }
+    }
+
+    fn say_undeclared(&self, at: usize, error: &str) {
+        if !self.undeclared {
+            tracing::warn!(source = self.sources[at].name(), error, "reading waits for a declaration");
+        }
+        let text = format!("source {}: {error}: declare the dataset at the collectors", self.sources[at].name());
+        self.gauges.say("undeclared", Some(text.clone()));
+        self.health.set_part("dataset", false, text);
+    }
+
+    fn count(&self, chunk: &crate::outbox::ChunkAppend) {
+        let gauges = &self.gauges;
+        for count in &chunk.audit {
+            gauges.read_events.add(count.read);
+            gauges.filtered_events.add(count.filtered);
+            gauges.published_events.add(count.published);
+            gauges.dead_lettered_events.add(count.dead_lettered);
+        }
+        for (data, payload) in &chunk.batches {
+            gauges.cut_batches.add(1);
+            gauges.cut_bytes.add(payload.len() as u64);
+            gauges.read_bytes.add(data.raw_bytes);
+        }
+        gauges.destroyed_bytes.add(chunk.destroyed.iter().map(|gone| gone.bytes).sum());
+    }
+
+    /// Marks: note, wait for the cuts, append.
+    fn marks(&mut self, now: Instant) -> Result<(), OwnerError> {
+        let aggregator_ms = self.clock.now_ms(now);
+        let Some(run) = &mut self.run else { return Ok(()) };
+        if !self.drain.is_reading() {
+            return Ok(());
+        }
+        if let Some(at) = run.mark_due(now, aggregator_ms) {
+            let mut noted = true;
+            for source in &mut self.sources {
+                if let Err(problems) = source.note(now) {
+                    tracing::warn!(source = source.name(), problems = problems.len(), "no mark: files cannot be listed");
+                    noted = false;
+                }
+            }
+            if noted { run.noted(at) } else { run.note_failed(now) }
+        }
+        let Some(at) = run.waiting_mark() else { return Ok(()) };
+        let mut all = true;
+        for source in &mut self.sources {
+            all &= source.check_note();
+        }
+        if all {
+            run.marked(now);
+            self.append_mark(at)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn append_mark(&mut self, at_unix_ms: i64) -> Result<(), OwnerError> {
+        self.outbox.append_mark(self.origin(), at_unix_ms)?;
+        self.gauges.marks.add(1);
+        self.commit()
+    }
+
+    /// Gate time-out, space, numbers: about once per second.
+    fn upkeep(&mut self, now: Instant) -> Result<(), OwnerError> {
+        if self.run.as_mut().is_some_and(|run| run.gate_timed_out(now)) {
+            tracing::warn!("the open of this run was not seen committed in time, sending all the same");
+            self.tell(ToShip::OpenGate);
+        }
+        if now < self.next_upkeep {
+            return Ok(());
+        }
+        self.next_upkeep = now + UPKEEP;
+        self.outbox.saw_time(self.clock.now_ms(now).unwrap_or(0));
+        if self.options.until_committed {
+            self.let_go(now);
+        }
+        self.outbox.tidy()?;
+        self.refresh_gauges(now);
+        Ok(())
+    }
+
+    /// Over 80 % full, the oldest batches that an aggregator has stored are let go: `committed` never holds back more
+    /// than `durable` would.
+    fn let_go(&mut self, now: Instant) {
+        let Ok(fs) = self.probe.get(&self.state_dir.outbox(), now) else { return };
+        let (used, most) = (self.outbox.total_bytes(), self.options.limits.capacity(fs) / 5 * 4);
+        if used <= most {
+            return;
+        }
+        let batches = self.outbox.index().oldest_durable(used - most);
+        if batches.is_empty() {
+            return;
+        }
+        for (origin, seq) in &batches {
+            self.outbox.release(*origin, &[*seq].into_iter().collect());
+        }
+        self.gauges.let_go_batches.add(batches.len() as u64);
+        tracing::warn!(
+            batches = batches.len(),
+            used_bytes = used,
+            "outbox is over 80 % full: stored batches are let go before they are committed"
+        );
+        self.tell(ToShip::LetGo(batches));
+    }
+
+    fn refresh_gauges(&mut self, now: Instant) {
+        let gauges = self.gauges.clone();
+        gauges.outbox_bytes.set(self.outbox.total_bytes());
+        if let Ok(fs) = self.probe.get(&self.state_dir.outbox(), now) {
+            gauges.outbox_capacity_bytes.set(self.options.limits.capacity(fs));
+        }
+        let (mut unread, mut held, mut files, mut problems) = (0, 0, 0, Vec::new());
+        let (mut oldest, mut to_loss) = (None, u64::MAX);
+        for source in &self.sources {
+            let stats = source.stats();
+            unread += stats.unread_bytes + source.raw_bytes() as u64;
+            held += stats.held_bytes;
+            files += stats.files as u64;
+            oldest = oldest.max(stats.oldest_held);
+            if let Some(age) = stats.oldest_held {
+                to_loss = to_loss.min(source.hold_age().saturating_sub(age).as_secs());
+            }
+            problems.extend(stats.problems.iter().map(|problem| format!("source {}: {problem}", source.name())));
+        }
+        gauges.unread_bytes.set(unread);
+        gauges.held_bytes.set(held);
+        gauges.files.set(files);
+        gauges.seconds_to_loss.set(to_loss);
+        gauges.oldest_held_seconds.set(oldest.map_or(0, |age| age.as_secs()));
+        if gauges.problems() != problems {
+            for problem in &problems {
+                tracing::error!(problem, "a matched file cannot be read");
+            }
+            self.health.set_part("tail", problems.is_empty(), problems.join("; "));
+            gauges.set_problems(problems);
+        }
+    }
+
+    /// Takes all messages; sleeps until one comes or something is due.
+    fn receive(&mut self, busy: bool) -> Result<(), OwnerError> {
+        let mut wait = if busy { Duration::ZERO } else { self.sleep() };
+        loop {
+            match self.inbox.recv_timeout(wait) {
+                Ok(message) => self.message(message)?,
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Nobody ships any more: the process is ending.
+                    self.drain.abandon();
+                    std::thread::sleep(wait.min(self.options.idle));
+                    return Ok(());
+                }
+            }
+            wait = Duration::ZERO;
+        }
+    }
+
+    fn sleep(&self) -> Duration {
+        let now = Instant::now();
+        let dues = self.sources.iter().filter_map(|source| source.due_at(self.options.batching));
+        let due = dues.min().map_or(self.options.idle, |at| at.saturating_duration_since(now));
+        // A chunk that is due and waits for room or a declaration is tried again at the idle pace.
+        let due = if due.is_zero() { self.options.idle } else { due };
+        due.min(self.options.idle)
+    }
+
+    pub(super) fn own_clock_or_newest(&self) -> (i64, i64) {
+        (own_clock_ms(), self.outbox.index().newest_unix_ms)
+    }
+
+    pub(super) fn take_declarations(&mut self, status: &wire::NodeStatus) {
+        if status.declarations.is_empty() || status.declarations_version == self.declarations.version {
+            return;
+        }
+        self.declarations = super::declarations::from_status(status);
+        let path = self.state_dir.declarations();
+        if let Err(error) = super::declarations::save(&path, status) {
+            tracing::warn!(error = %error, "dataset declarations could not be kept for a start without aggregators");
+        }
+        tracing::info!(version = status.declarations_version, datasets = status.declarations.len(), "dataset declarations");
+    }
+}

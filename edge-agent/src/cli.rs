@@ -1,0 +1,118 @@
+//! The command line: `run` (the default), `check`, `mask --show`, `outbox adopt`, and `--dump-config`.
+
+mod check;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use common::supervise::Shutdown;
+
+use crate::agent::owner::End;
+use crate::agent::{self, Tuning};
+use crate::config::AgentConfig;
+use crate::outbox::state_dir::StateDir;
+
+#[derive(Debug, Parser)]
+#[command(name = "catchment-edge-agent", version, about = "Tails logs, masks personal data and ships batches to aggregators")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file.
+    #[arg(long, short, global = true, env = "CATCHMENT_CONFIG", default_value = "/etc/catchment/edge-agent.toml")]
+    config: PathBuf,
+    /// Print the configuration with all defaults and exit.
+    #[arg(long, global = true)]
+    dump_config: bool,
+    /// Read the matched files to their end, send everything, leave, and exit when all is acked.
+    #[arg(long, global = true)]
+    once: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent (the default).
+    Run,
+    /// List every matched file with the event time of its first line, and every problem.
+    Check,
+    /// Show what masking would change.
+    Mask {
+        /// A file with log lines.
+        #[arg(long)]
+        show: PathBuf,
+    },
+    /// Look after the state directory.
+    Outbox {
+        #[command(subcommand)]
+        command: OutboxCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum OutboxCommand {
+    /// Declare that the state directory was moved, not copied: the agent that wrote it will never start again.
+    Adopt,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> Result<ExitCode> {
+    if let Some(Command::Mask { show }) = &cli.command {
+        return mask(cli, show);
+    }
+    let config: AgentConfig = common::config::load(&cli.common.config)?;
+    if cli.common.dump_config {
+        std::io::stdout().write_all(common::config::dump(&config).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match &cli.command {
+        None | Some(Command::Run) => run(config, cli.common.once),
+        Some(Command::Check) => check::run(&config, &mut std::io::stdout().lock()),
+        Some(Command::Outbox { command: OutboxCommand::Adopt }) => {
+            let mut dir = StateDir::open(&config.state_dir, &config.agent_name()?)?;
+            dir.adopt()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Mask { .. }) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn run(config: AgentConfig, once: bool) -> Result<ExitCode> {
+    common::telemetry::init_logging();
+    let shutdown = Shutdown::on_signals(config.drain_deadline.get()).context("listening for signals")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(agent::run(config, once, Tuning::default(), shutdown))? {
+        End::Clean => Ok(ExitCode::SUCCESS),
+        End::Unfinished(problems) => {
+            problems.iter().for_each(|problem| complain(problem));
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn mask(_cli: &Cli, _show: &std::path::Path) -> Result<ExitCode> {
+    Ok(ExitCode::SUCCESS)
+}
+
+fn complain(text: &str) {
+    // Nowhere is left to complain about a stderr that is closed.
+    let _ = writeln!(std::io::stderr(), "catchment-edge-agent: {text}");
+}
