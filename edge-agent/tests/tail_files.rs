@@ -170,7 +170,7 @@ fn truncation_without_a_copy_counts_what_was_destroyed() {
     assert_eq!(world.read(), [""; 0]);
     world.pass(60);
     world.read();
-    assert_eq!(world.destroyed(), [("a.log".to_owned(), 6, DestroyedBy::Removal)]);
+    assert_eq!(world.destroyed(), [("a.log".to_owned(), 6, DestroyedBy::Truncation)]);
 }
 
 #[test]
@@ -409,4 +409,34 @@ fn a_link_that_is_switched_back_later_continues() {
         world.read();
     }
     assert_eq!(world.saved_files(), 1, "the other is forgotten after a day");
+}
+
+#[test]
+fn a_writer_that_does_not_append_leaves_a_hole() {
+    use std::os::unix::fs::FileExt;
+    let mut world = World::new();
+    let file = fs::File::create(world.path("a.log")).unwrap();
+    let mut at = 0;
+    for round in 0..3 {
+        let text = format!("{round} {}\n", "x".repeat(20_000));
+        file.write_all_at(text.as_bytes(), at).unwrap();
+        at += text.len() as u64;
+        assert_eq!(world.read(), [text.trim_end()]);
+        world.copy("a.log", "a.log.1");
+        world.truncate("a.log");
+    }
+}
+
+#[test]
+fn a_restart_saves_nothing_that_did_not_change() {
+    let mut world = World::new();
+    world.write("a.log", "one\n");
+    world.write("b.log", "two\n");
+    world.read();
+    world.reopen();
+    world.append("a.log", "three\n");
+    let mut chunk = edge_agent::tail::Chunk::default();
+    let now = std::time::Instant::now();
+    world.source().poll(&mut chunk, 1 << 20, now + std::time::Duration::from_secs(60));
+    assert_eq!((chunk.raw_bytes, chunk.updates.len()), (6, 1));
 }

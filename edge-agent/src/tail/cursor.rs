@@ -97,6 +97,8 @@ pub struct Cursor {
     pub absent_since: u64,
     /// It still existed, out of reach of the globs, when it was closed: no other file can be its copy.
     pub elsewhere: bool,
+    /// Other bytes took the place of its content.
+    pub overwritten: bool,
     /// The saved record is out of date.
     pub dirty: bool,
     /// A record of it was given out.
@@ -129,6 +131,7 @@ impl Cursor {
             standing: Standing::Waiting,
             absent_since: 0,
             elsewhere: false,
+            overwritten: false,
             dirty: false,
             saved: false,
             suspect: true,
@@ -174,6 +177,20 @@ impl Cursor {
         self.elsewhere = elsewhere;
         self.absent_since = at.seconds();
         self.dirty |= self.saved;
+    }
+
+    /// The content goes on in the file that was found as `found`.
+    pub fn continue_as(&mut self, found: &Cursor) {
+        let moved = found.look.inode.ino != self.look.inode.ino || self.absent_since > 0;
+        self.dirty |= moved && self.saved;
+        self.rename(&found.path);
+        self.target.clone_from(&found.target);
+        self.look = Look { len: found.look.len.max(self.known_len), ..found.look };
+        self.scanned = self.offset;
+        self.grown = found.grown.max(self.grown);
+        self.standing = Standing::Listed;
+        (self.absent_since, self.elsewhere, self.overwritten) = (0, false, false);
+        (self.suspect, self.done) = (true, false);
     }
 
     /// Remembers since when it is missing, if that is not known from an earlier run.
@@ -251,7 +268,7 @@ impl Cursor {
         self.known_len = self.look.len;
         if head.len() as u64 > self.head.len() && self.head.len() < HEAD_MAX as u64 {
             self.head = Head::of(head);
-            self.dirty = self.saved;
+            self.dirty |= self.saved;
         }
     }
 

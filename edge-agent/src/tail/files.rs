@@ -177,7 +177,7 @@ impl Files {
         let cursor = &mut entry.cursor;
         let (path, mut look, standing) = (cursor.path.clone(), cursor.look, cursor.standing);
         cursor.lose(false, at);
-        cursor.look.links = 0;
+        cursor.overwritten = true;
         if let Ok(metadata) = file.metadata() {
             look = Look::of(&metadata);
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::cursor::{Cursor, Decision, Moment, Relation, Standing, Verdict, decide};
-use super::files::{DestroyedBy, Files, open_file};
+use super::files::{Destroyed, DestroyedBy, Entry, Files, open_file};
 use super::fingerprint::{HEAD_MAX, Head, HeadMatch, TAIL_MAX};
 use super::listing::{Found, Inode, Listing, Look};
 use super::problem::TailProblem;
@@ -19,6 +19,8 @@ use super::reading::{last_line_end, read_range};
 
 /// Remembered ids of copies, for notes that were taken before they were recognised.
 const MOVED_KEPT: usize = 4096;
+/// Records kept of files that went away and may come back, latest first.
+const ABSENT_KEPT: usize = 4096;
 /// How far back from the end the last line is looked for where reading starts at the end.
 const START_SEARCH: u64 = 8 << 20;
 
@@ -320,16 +322,7 @@ impl Files {
         self.set_file(earlier, None);
         self.by_inode.insert(found.cursor.look.inode, earlier);
         if let Some(entry) = self.entries.get_mut(&earlier) {
-            let cursor = &mut entry.cursor;
-            cursor.rename(&found.cursor.path);
-            cursor.target = link_target(&found.cursor.path);
-            let len = found.cursor.look.len.max(cursor.offset);
-            cursor.look = Look { len: len.max(cursor.known_len), ..found.cursor.look };
-            cursor.scanned = cursor.offset;
-            cursor.grown = found.cursor.grown.max(cursor.grown);
-            cursor.standing = Standing::Listed;
-            (cursor.suspect, cursor.dirty, cursor.done) = (true, true, false);
-            (cursor.absent_since, cursor.elsewhere) = (0, false);
+            entry.cursor.continue_as(&found.cursor);
         }
         self.set_file(earlier, file);
         self.woken.push(earlier);
@@ -342,21 +335,22 @@ impl Files {
     /// Gives up contents that have been lost for long enough. One that was seen to end (deleted, overwritten) is forgotten; one that just
     /// is not there may have been moved away or unmounted, and its record is kept longer.
     fn expire(&mut self, at: Moment, patience: Patience) {
-        let lost: Vec<(u64, Duration, bool)> = self
+        let mut lost: Vec<(Duration, u64)> = self
             .entries
             .values()
             .filter_map(|entry| match entry.cursor.standing {
-                Standing::Lost { since } => {
-                    let age = at.now.saturating_duration_since(since);
-                    Some((entry.cursor.id, age, entry.cursor.look.links == 0))
-                }
+                Standing::Lost { since } => Some((at.now.saturating_duration_since(since), entry.cursor.id)),
                 _ => None,
             })
-            .filter(|(_, age, _)| *age >= patience.copy_wait)
+            .filter(|(age, _)| *age >= patience.copy_wait)
             .collect();
-        for (id, age, ended) in lost {
-            if ended || age >= patience.absent {
-                self.give_up(id, DestroyedBy::Removal);
+        lost.sort_unstable();
+        for (place, (age, id)) in lost.into_iter().enumerate() {
+            let Some(Entry { cursor, .. }) = self.entries.get(&id) else { continue };
+            let ended = cursor.overwritten || cursor.look.links == 0 || cursor.head.is_empty();
+            let by = if cursor.overwritten { DestroyedBy::Truncation } else { DestroyedBy::Removal };
+            if ended || age >= patience.absent || place >= ABSENT_KEPT {
+                self.give_up(id, by);
             } else {
                 self.write_off(id, at);
             }
@@ -375,7 +369,7 @@ impl Files {
             entry.cursor.scanned = len;
             entry.cursor.dirty = entry.cursor.saved;
             let path = entry.cursor.name.clone();
-            self.destroyed.push(super::files::Destroyed { path, bytes, by: DestroyedBy::Removal });
+            self.destroyed.push(Destroyed { path, bytes, by: DestroyedBy::Removal });
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr, memrchr};
+use rustix::fs::SeekFrom;
 
 use super::chunk::{Chunk, Piece, PieceKind, TOO_LONG_KEPT};
 use super::cursor::{Cursor, Verdict};
@@ -78,6 +79,23 @@ pub fn last_line_end(file: &File, len: u64, bound: u64) -> io::Result<u64> {
         end = start;
     }
     Ok(if lowest == 0 { 0 } else { len })
+}
+
+/// Moves a cursor at the beginning of a file behind the hole there, if there is one: what a truncated file begins with whose writer does
+/// not append. Nobody wrote these bytes.
+pub fn skip_hole(cursor: &mut Cursor, file: &File) -> io::Result<()> {
+    let data = match rustix::fs::seek(file, SeekFrom::Data(0)) {
+        Ok(data) if data > 0 && data < cursor.look.len => data,
+        _ => return Ok(()),
+    };
+    // Data begins with a block; the writer began somewhere in it.
+    let block = read_range(file, data, 64 * 1024)?;
+    let zeros = block.iter().take_while(|byte| **byte == 0).count();
+    let start = data + zeros as u64;
+    let from = start.saturating_sub(TAIL_MAX as u64);
+    let before = read_range(file, from, (start - from) as usize)?;
+    cursor.advance(start, &before);
+    Ok(())
 }
 
 fn read_full(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {

@@ -17,7 +17,7 @@ use super::identity::Patience;
 use super::listing::{Lister, Look};
 use super::position::{self, Position, STARTED_KEY};
 use super::problem::TailProblem;
-use super::reading::{Reader, Step};
+use super::reading::{Reader, Step, skip_hole};
 use super::{Note, PollOutcome, TailError, TailStats};
 
 /// Idle time after which a partial event of a renamed or deleted file is emitted where `partial_idle` is 0.
@@ -110,8 +110,7 @@ impl TailSource {
     /// of that has been done. Events that are written later belong to the next run.
     pub fn finish(&mut self) {
         self.finishing = true;
-        let Some(earliest) = [self.next_look, self.next_list].into_iter().min() else { return };
-        (self.next_look, self.next_list) = (earliest, earliest);
+        (self.next_look, self.next_list) = (self.last, self.last);
         let ids: Vec<u64> = self.files.entries.keys().copied().collect();
         ids.into_iter().for_each(|id| self.enqueue(id));
     }
@@ -322,6 +321,9 @@ impl TailSource {
         }
         let Some(entry) = self.files.entries.get_mut(&id) else { return Ok(Step::AtEnd) };
         let (Some(file), cursor) = (&entry.file, &mut entry.cursor) else { return Ok(Step::AtEnd) };
+        if cursor.offset == 0 && cursor.scanned == 0 {
+            skip_hole(cursor, file)?;
+        }
         let mut step = self.reader.step(cursor, file, chunk, budget, now)?;
         let at_end = step == Step::AtEnd && cursor.scanned >= cursor.look.len;
         let (idle, finishing) = (self.config.partial_idle.get(), self.finishing);
