@@ -5,9 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use collector::config::dataset::{Compression, DatasetConfig};
+use collector::partition_writer::{GroupHandle, GroupKind, GroupSpec, MemoryBudget, StageBatch};
 use collector::store::{DestinationConfig, Renamed, StagedFile, Store, StoreError, conformance, open};
-use common::units::Span;
+use common::frame::FrameEncoder;
+use common::units::{Size, Span};
 use loadtest::hadoop::{Hdfs, Options};
+use proto::header::Header;
+use proto::ids::{AgentName, BatchId, Origin, Partition};
+use proto::wire::{Codec, Data, Framing, batch_header};
 
 /// Time-outs short enough for a test and long enough for a loaded machine.
 fn config(hdfs: &Hdfs) -> DestinationConfig {
@@ -78,6 +84,97 @@ async fn hdfs_conforms_and_hadoop_reads_concatenated_frames() {
     assert!(listing.contains("x.log.gz") && listing.contains("-rw-r-----"), "{listing}");
 
     safe_mode(&hdfs, &store).await;
+    race_of_processes(&hdfs).await;
+    groups(&hdfs).await;
+}
+
+/// Each racer with a client, and so with connections, of its own, as collectors have.
+async fn race_of_processes(hdfs: &Hdfs) {
+    let stores: Vec<_> = (0..8).map(|_| open(&config(hdfs)).unwrap()).collect();
+    stores[0].make_dirs("commits", 0o750).await.unwrap();
+    for round in 0..3 {
+        for (racer, store) in stores.iter().enumerate() {
+            put(&**store, &format!("commits/draft-{round}-{racer}"), format!("{racer}").into_bytes()).await;
+        }
+        let target = format!("commits/{round:020}");
+        let racers = stores.iter().enumerate().map(|(racer, store)| {
+            let (store, target) = (store.clone(), target.clone());
+            tokio::spawn(async move { store.rename_new(&format!("commits/draft-{round}-{racer}"), &target).await })
+        });
+        let answers = futures::future::join_all(racers).await;
+        let answers: Vec<Renamed> = answers.into_iter().map(|answer| answer.unwrap().unwrap()).collect();
+        let winners: Vec<usize> = (0..8).filter(|&racer| answers[racer] == Renamed::Done).collect();
+        assert_eq!(winners.len(), 1, "{answers:?}");
+        assert!(answers.iter().all(|answer| matches!(answer, Renamed::Done | Renamed::TargetExists)));
+        let content = stores[0].read(&target, 10).await.unwrap();
+        assert_eq!(content, format!("{}", winners[0]));
+    }
+}
+
+/// Files as groups write them, over several blocks, read whole by Hadoop.
+async fn groups(hdfs: &Arc<Hdfs>) {
+    let mut config = config(hdfs);
+    config.hdfs.block_bytes = Some(Size::mib(1));
+    let store = open(&config).unwrap();
+    store.make_dirs("_catchment/staging/col-1-run", 0o700).await.unwrap();
+    for (number, compression) in [Compression::Gzip, Compression::Zstd].into_iter().enumerate() {
+        let mut dataset = DatasetConfig::named("clickstream");
+        dataset.compression = compression;
+        let spec = GroupSpec {
+            number: number as u64,
+            incarnation: "col-1-run".into(),
+            kind: GroupKind::Data,
+            dataset: Arc::new(dataset),
+            partition: Partition::new(20_000, None).unwrap(),
+            opened_day_utc: 20_001,
+        };
+        let group = GroupHandle::spawn(spec, store.clone(), MemoryBudget::new(256 << 20));
+        let mut sent = Vec::new();
+        for seq in 1..=20 {
+            let raw = random_lines(seq, 1_500_000);
+            group.append(batch(seq, compression.codec(), &raw)).await.unwrap().unwrap();
+            sent.extend(raw);
+        }
+        assert!(group.written_bytes() > 0, "over 8 MiB the file is open before the close");
+        let closed = group.close().await.unwrap().unwrap();
+        let file = &closed.files[0];
+        assert_eq!(store.stat(&file.staged).await.unwrap().unwrap().bytes, file.bytes);
+        let path = format!("/logs/{}", file.staged);
+        let read = match compression {
+            Compression::Gzip => blocking(hdfs, move |h| h.text(&path)).await.unwrap(),
+            _ => zstd_tool(blocking(hdfs, move |h| h.cat(&path)).await.unwrap()),
+        };
+        assert!(read == sent, "{} bytes read, {} sent", read.len(), sent.len());
+    }
+}
+
+fn random_lines(seq: u64, bytes: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes + 40);
+    let mut state = seq | 1;
+    while out.len() < bytes {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        out.extend_from_slice(format!("{seq} {state:016x}\n").as_bytes());
+    }
+    out
+}
+
+fn batch(seq: u64, codec: Codec, raw: &[u8]) -> StageBatch {
+    let mut payload = Vec::new();
+    FrameEncoder::new(codec, 1).encode(raw, &mut payload).unwrap();
+    let data = Data {
+        dataset: "clickstream".into(),
+        partition: Some(Partition::new(20_000, None).unwrap().into()),
+        codec: codec.into(),
+        framing: Framing::Lines.into(),
+        events: raw.iter().filter(|&&byte| byte == b'\n').count() as u64,
+        raw_bytes: raw.len() as u64,
+        payload_bytes: payload.len() as u64,
+        payload_crc32c: crc32c::crc32c(&payload),
+        ..Default::default()
+    };
+    let origin = Origin::mint(1, 1);
+    let header = Header::encode(origin, seq, batch_header::Kind::Data(data)).unwrap();
+    StageBatch { id: BatchId { agent: AgentName::new("web-1").unwrap(), origin, seq }, header, payload: payload.into() }
 }
 
 /// Safe mode is an answer: nothing was done, and the same call works later.
@@ -179,7 +276,7 @@ async fn datanodes_that_die_or_freeze_poison_the_file_and_nothing_else() {
         assert_eq!(store.stat("one-dies").await.unwrap().unwrap().bytes, 8 << 20);
     }
 
-    // The last one freezes: no write returns by itself, so the time-out must.
+    // The last one freezes: a write that waits for it does not return by itself, so the time-out must end it.
     let mut file = open_until_it_writes(&*store).await;
     hdfs.freeze_datanode(1).unwrap();
     let begun = Instant::now();

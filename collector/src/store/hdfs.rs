@@ -196,7 +196,7 @@ async fn bounded<T>(
     };
     let path = path.to_owned();
     Err(match effect {
-        Effect::Change => StoreError::Unanswered { op, path, detail },
+        Effect::Change | Effect::Write => StoreError::Unanswered { op, path, detail },
         Effect::None => StoreError::Unavailable { op, path, detail },
     })
 }

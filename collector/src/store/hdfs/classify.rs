@@ -17,6 +17,8 @@ pub enum Effect {
     None,
     /// It changes something, perhaps later.
     Change,
+    /// It writes to an open file: after any failure nobody knows what is in it.
+    Write,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -33,7 +35,8 @@ enum Class {
 pub fn classify(op: &'static str, path: &str, effect: Effect, error: &HdfsError) -> StoreError {
     let (path, detail) = (path.to_owned(), first_line(&error.to_string()));
     match class(error) {
-        Class::Unanswered if effect == Effect::Change => StoreError::Unanswered { op, path, detail },
+        Class::Unanswered if effect != Effect::None => StoreError::Unanswered { op, path, detail },
+        Class::Unavailable if effect == Effect::Write => StoreError::Unanswered { op, path, detail },
         Class::Unanswered | Class::Unavailable => StoreError::Unavailable { op, path, detail },
         Class::NotFound => StoreError::NotFound { op, path, detail },
         Class::AlreadyExists => StoreError::AlreadyExists { op, path, detail },
@@ -144,6 +147,12 @@ mod tests {
             let read = classify("stat", "x", Effect::None, &io(kind));
             assert!(matches!(read, StoreError::Unavailable { .. }), "{kind}");
         }
+    }
+
+    #[test]
+    fn a_write_that_failed_is_never_known_to_be_undone() {
+        let error = classify("write", "x", Effect::Write, &io(ErrorKind::ConnectionRefused));
+        assert!(matches!(error, StoreError::Unanswered { .. }));
     }
 
     #[test]

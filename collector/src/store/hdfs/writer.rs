@@ -43,7 +43,7 @@ impl StagedFile for HdfsFile {
             while !bytes.is_empty() {
                 let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
                 let limit = self.limits.write;
-                bounded("write", &self.path, Effect::Change, limit, Box::pin(writer.write_bytes(piece))).await?;
+                bounded("write", &self.path, Effect::Write, limit, Box::pin(writer.write_bytes(piece))).await?;
             }
             self.writer = Some(writer);
             Ok(())
@@ -54,7 +54,7 @@ impl StagedFile for HdfsFile {
         Box::pin(async move {
             let mut writer = self.take("close")?;
             let Limits { close, call, .. } = self.limits;
-            bounded("close", &self.path, Effect::Change, close, Box::pin(writer.close())).await?;
+            bounded("close", &self.path, Effect::Write, close, Box::pin(writer.close())).await?;
             let status = self.client.get_file_info(&self.at);
             let status = bounded("stat", &self.path, Effect::None, call, status).await?;
             Ok(status.length as u64)
