@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, Table, TableComponent, presets::UTF8_HORIZONTAL_ONLY};
 
 use super::Outcome;
 
@@ -12,7 +12,11 @@ const MANY_DEAD_LETTERS: f64 = 0.01;
 /// The table of partitions.
 pub fn table(outcome: &Outcome) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["partition", "events", "files", "bytes"]);
+    table
+        .load_preset(UTF8_HORIZONTAL_ONLY)
+        .remove_style(TableComponent::HorizontalLines)
+        .remove_style(TableComponent::MiddleIntersections)
+        .set_header(["partition", "events", "files", "bytes"]);
     let mut sum = super::found::PartitionCount::default();
     for (partition, count) in &outcome.found.partitions {
         table.add_row([partition.clone(), group(count.events), group(count.files), group(count.bytes)]);
