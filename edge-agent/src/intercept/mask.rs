@@ -8,6 +8,7 @@ mod differential;
 mod grammar;
 mod passes;
 mod scan;
+mod show;
 mod token;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::passes::Passes;
 use self::scan::Scan;
+pub use self::show::{Shown, show};
 use self::token::Tokens;
 
 /// Bytes of a key below which guessing it is too easy.

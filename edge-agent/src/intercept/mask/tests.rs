@@ -141,7 +141,10 @@ fn the_scan_never_changes_what_the_patterns_say() {
     let seconds = std::env::var("CATCHMENT_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     let seed = std::env::var("CATCHMENT_FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(seconds);
     match mask_differential(seed, Duration::from_secs(seconds)) {
-        Ok(lines) => println!("{lines} lines without a difference (seed {seed})"),
+        Ok(lines) => {
+            use std::io::Write;
+            writeln!(std::io::stdout(), "{lines} lines without a difference (seed {seed})").unwrap();
+        }
         Err(difference) => panic!(
             "{:?}\n  plain   {:?}\n  scanned {:?}",
             String::from_utf8_lossy(&difference.line),
