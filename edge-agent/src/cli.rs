@@ -2,8 +2,9 @@
 
 mod check;
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -13,6 +14,7 @@ use common::supervise::Shutdown;
 use crate::agent::owner::End;
 use crate::agent::{self, Tuning};
 use crate::config::AgentConfig;
+use crate::intercept::mask::{self, MaskConfig, Masker};
 use crate::outbox::state_dir::StateDir;
 
 #[derive(Debug, Parser)]
@@ -108,7 +110,16 @@ fn run(config: AgentConfig, once: bool) -> Result<ExitCode> {
     }
 }
 
-fn mask(_cli: &Cli, _show: &std::path::Path) -> Result<ExitCode> {
+/// Without a configuration file the defaults are shown: replacing tokens.
+fn mask(cli: &Cli, file: &Path) -> Result<ExitCode> {
+    let config = if cli.common.config.exists() {
+        common::config::load::<AgentConfig>(&cli.common.config)?.mask
+    } else {
+        MaskConfig::default()
+    };
+    let input = File::open(file).with_context(|| format!("{} cannot be opened", file.display()))?;
+    mask::show(&mut Masker::new(&config)?, BufReader::new(input), BufWriter::new(std::io::stdout().lock()))
+        .with_context(|| format!("showing {}", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
