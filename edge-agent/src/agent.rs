@@ -242,8 +242,7 @@ pub fn new_pipeline(source: &SourceConfig, config: &AgentConfig, name: &AgentNam
         mask: &config.mask,
         compression_level: config.batch.compression_level,
     };
-    Pipeline::new(&source.name, &source.pipeline, context)
-        .with_context(|| format!("source {}", source.name))
+    Pipeline::new(&source.name, &source.pipeline, context).with_context(|| format!("source {}", source.name))
 }
 
 fn owner_options(config: &AgentConfig, once: bool, tuning: &Tuning) -> OwnerOptions {

@@ -18,7 +18,11 @@ use crate::intercept::mask::{self, MaskConfig, Masker};
 use crate::outbox::state_dir::StateDir;
 
 #[derive(Debug, Parser)]
-#[command(name = "catchment-edge-agent", version, about = "Tails logs, masks personal data and ships batches to aggregators")]
+#[command(
+    name = "catchment-edge-agent",
+    version,
+    about = "Tails logs, masks personal data and ships batches to aggregators"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

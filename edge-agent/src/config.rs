@@ -257,7 +257,9 @@ mod tests {
         let text = "state_dir = \"relative\"\nwhat = 1\nack = \"sometimes\"\n[batch]\nlinger = \"0s\"\n\
                     [aggregators]\n[[sources]]\nname = \"a\"\ntype = \"tail\"\npathz = [\"/x\"]\ndataset = \"D!\"\n";
         let error = common::config::parse::<AgentConfig>(text).unwrap_err().to_string();
-        for part in ["state_dir", "what", "ack", "batch.linger", "aggregators.peers", "sources[0].pathz", "sources[0].dataset"] {
+        for part in
+            ["state_dir", "what", "ack", "batch.linger", "aggregators.peers", "sources[0].pathz", "sources[0].dataset"]
+        {
             assert!(error.contains(part), "{part} is missing in: {error}");
         }
     }

@@ -13,7 +13,7 @@ use common::supervise::Shutdown;
 use edge_agent::agent::owner::End;
 use edge_agent::agent::{self, Tuning};
 use edge_agent::config::AgentConfig;
-use support::{Fake, Script};
+use support::{Fake, Script, State, eventually};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -38,7 +38,8 @@ impl Bench {
     fn write(&mut self, lines: u64) {
         let mut file = OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         for _ in 0..lines {
-            writeln!(file, "2026-11-20T10:{:02}:{:02}Z line {}", self.next / 60 % 60, self.next % 60, self.next).unwrap();
+            writeln!(file, "2026-11-20T10:{:02}:{:02}Z line {}", self.next / 60 % 60, self.next % 60, self.next)
+                .unwrap();
             self.next += 1;
         }
     }
@@ -133,7 +134,9 @@ async fn killed_and_started_again_every_line_is_there_once() {
         bench.write(700);
         let (stop, task) = start(bench.config(&[&one, &two], ""), false);
         for fake in [&one, &two] {
-            fake.with(|state| state.script.extend([Script::StoredNoAnswer, Script::Fail, Script::Retry, Script::Busy(20)]));
+            fake.with(|state| {
+                state.script.extend([Script::StoredNoAnswer, Script::Fail, Script::Retry, Script::Busy(20)])
+            });
         }
         bench.write(300);
         tokio::time::sleep(Duration::from_millis(40 * round)).await;
@@ -182,19 +185,19 @@ async fn what_an_aggregator_lost_is_sent_elsewhere() {
     let (stop, task) = start(bench.config(&[&one, &two], ""), false);
     let both = || one.with(|s| s.arrived.len()) + two.with(|s| s.arrived.len());
     // The open goes alone until it is committed.
-    one.until("the open", |_| both() > 0).await;
+    eventually("the open", || both() > 0).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(both(), 1, "only the open was sent");
     for fake in [&one, &two] {
         fake.with(State::commit_open);
     }
     let lines = || one.with(|s| s.lines().len()) + two.with(|s| s.lines().len());
-    one.until("all lines", |_| lines() == 2_000).await;
+    eventually("all lines", || lines() == 2_000).await;
     // A disk is lost before anything is committed.
     for fake in [&one, &two] {
         fake.with(|state| state.stored.retain(|(_, seq), _| *seq == 0));
     }
-    one.until("all lines again", |_| lines() == 2_000).await;
+    eventually("all lines again", || lines() == 2_000).await;
     for fake in [&one, &two] {
         fake.with(|state| {
             state.commit_at_once = true;
@@ -209,8 +212,6 @@ async fn what_an_aggregator_lost_is_sent_elsewhere() {
 trait CommitOpen {
     fn commit_open(&mut self);
 }
-
-use support::State;
 
 impl CommitOpen for State {
     fn commit_open(&mut self) {

@@ -7,8 +7,8 @@ use std::path::Path;
 use prost::Message;
 use proto::wire;
 
-use crate::pipeline::Declarations;
 use crate::outbox::state_dir::write_whole;
+use crate::pipeline::Declarations;
 
 /// From an aggregator's status.
 pub fn from_status(status: &wire::NodeStatus) -> Declarations {

@@ -165,7 +165,10 @@ impl Owner {
     fn close(&mut self, at: Option<i64>, complete: bool) -> Result<(), OwnerError> {
         let left = complete && (self.drain.once || self.options.leave_on_stop);
         let at = at.filter(|at| *at > 0);
-        if complete && !left && let Some(at) = at {
+        if complete
+            && !left
+            && let Some(at) = at
+        {
             self.append_mark(at)?;
         }
         self.outbox.append_close(self.origin(), at.unwrap_or(0), left)?;
@@ -185,7 +188,8 @@ impl Owner {
         }
         let voided = self.gauges.voided_batches.get();
         if self.drain.once && voided > 0 {
-            problems.push(format!("{voided} batches were rejected; their bytes lie in rejected/ in the state directory"));
+            problems
+                .push(format!("{voided} batches were rejected; their bytes lie in rejected/ in the state directory"));
         }
         // A stop that leaves work for the next run is no failure of this one.
         let clean = problems.is_empty() || !self.drain.once;

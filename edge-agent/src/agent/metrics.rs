@@ -22,7 +22,9 @@ const COUNTERS: &[(&str, &str, Pick)] = &[
     ("read_bytes", "Raw bytes cut into batches", |g| &g.read_bytes),
     ("cut_bytes", "Payload bytes of the batches cut", |g| &g.cut_bytes),
     ("batches_cut", "Data batches cut", |g| &g.cut_batches),
-    ("batches_let_go", "Stored batches let go before they were committed, at 80 % of the outbox", |g| &g.let_go_batches),
+    ("batches_let_go", "Stored batches let go before they were committed, at 80 % of the outbox", |g| {
+        &g.let_go_batches
+    }),
     ("batches_voided", "Batches that became voids", |g| &g.voided_batches),
     ("marks", "Marks appended", |g| &g.marks),
     ("destroyed_bytes", "Bytes truncated or deleted before they could be read", |g| &g.destroyed_bytes),
@@ -90,9 +92,7 @@ pub fn routes(agent: &str, gauges: &Arc<Gauges>) -> Router {
     let (agent, gauges) = (agent.to_owned(), gauges.clone());
     Router::new().route(
         "/status",
-        get(move || async move {
-            ([(header::CONTENT_TYPE, "application/json")], status(&agent, &gauges).to_string())
-        }),
+        get(move || async move { ([(header::CONTENT_TYPE, "application/json")], status(&agent, &gauges).to_string()) }),
     )
 }
 

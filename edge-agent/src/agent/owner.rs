@@ -15,11 +15,11 @@ use proto::wire;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::drain::{Drain, Ending};
-use crate::pipeline::Declarations;
 use super::source::{Batching, Source};
 use crate::outbox::room::{FileSystemProbe, Limits, Room};
 use crate::outbox::state_dir::StateDir;
 use crate::outbox::{Outbox, OutboxError, Stored};
+use crate::pipeline::Declarations;
 use crate::run::Run;
 use crate::run::clock::{AggregatorClock, own_clock_ms};
 use crate::ship::messages::{FromShip, ToShip};
@@ -292,7 +292,11 @@ impl Owner {
             let mut noted = true;
             for source in &mut self.sources {
                 if let Err(problems) = source.note(now) {
-                    tracing::warn!(source = source.name(), problems = problems.len(), "no mark: files cannot be listed");
+                    tracing::warn!(
+                        source = source.name(),
+                        problems = problems.len(),
+                        "no mark: files cannot be listed"
+                    );
                     noted = false;
                 }
             }
@@ -432,6 +436,10 @@ impl Owner {
         if let Err(error) = super::declarations::save(&path, status) {
             tracing::warn!(error = %error, "dataset declarations could not be kept for a start without aggregators");
         }
-        tracing::info!(version = status.declarations_version, datasets = status.declarations.len(), "dataset declarations");
+        tracing::info!(
+            version = status.declarations_version,
+            datasets = status.declarations.len(),
+            "dataset declarations"
+        );
     }
 }

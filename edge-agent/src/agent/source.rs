@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use proto::wire;
 
-use crate::pipeline::{Declarations, Pipeline, Undeclared};
 use crate::outbox::ChunkAppend;
 use crate::outbox::entry::Position;
+use crate::pipeline::{Declarations, Pipeline, Undeclared};
 use crate::tail::{Chunk, Note, TailProblem, TailSource, TailStats};
 
 /// When a chunk is cut.

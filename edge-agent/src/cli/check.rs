@@ -4,9 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use jiff::Timestamp;
 
-use crate::agent;
 use crate::agent::new_pipeline;
 use crate::config::AgentConfig;
 use crate::run::clock::own_clock_ms;
@@ -15,12 +13,10 @@ use crate::tail::TailSource;
 /// Lists every matched file; exit code 1 if anything is wrong.
 pub fn run(config: &AgentConfig, out: &mut dyn Write) -> Result<ExitCode> {
     let name = config.agent_name()?;
-    let now = Timestamp::now();
     let now_us = own_clock_ms() * 1000;
     let mut problems = Vec::new();
     writeln!(out, "agent {name}, state directory {}", config.state_dir.display())?;
     for source in &config.sources {
-        let mut pipeline = agent::new_pipeline(source, config, &name)?;
         let mut pipeline = match new_pipeline(source, config, &name) {
             Ok(pipeline) => pipeline,
             Err(error) => {
@@ -36,13 +32,26 @@ pub fn run(config: &AgentConfig, out: &mut dyn Write) -> Result<ExitCode> {
         }
         for file in &matched.files {
             let time = match &file.first_line {
-                None => "empty".to_owned(),
-                Some(line) => match pipeline.event_time_of(line, now.as_microsecond()) {
-                    Some(us) => Timestamp::from_microsecond(us).map_or_else(|_| "out of range".to_owned(), |t| t.to_string()),
-                    None => "no usable time".to_owned(),
+                None => "(empty)".to_owned(),
+                Some(line) => match pipeline.event_time_of(line, now_us) {
+                    Some(us) => time_text(us),
+                    None => {
+                        undated += 1;
+                        "(no usable time)".to_owned()
+                    }
                 },
             };
-            writeln!(out, "  {time:<20}  {:>12} bytes  {}", file.bytes, file.path)?;
+            writeln!(out, "  {time:<27}  {:>14} bytes  {}", file.bytes, file.path)?;
+        }
+        if undated > 0 {
+            problems.push(format!(
+                "source {}: the first line of {undated} files has no time that `time` of this source finds; such events \
+                 become dead letters",
+                source.name
+            ));
+        }
+        if undated > 0 {
+            problems.push(format!("source {}: {undated} files begin with a line without a usable time", source.name));
         }
         problems.extend(matched.problems.iter().map(|problem| format!("source {}: {problem}", source.name)));
     }

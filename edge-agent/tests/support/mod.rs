@@ -46,7 +46,7 @@ pub struct State {
     pub version: u64,
     pub roll_age_ms: u64,
     pub questions: u32,
-    /// Everything stored is lost: held no more.
+    /// Requests whose metadata did not give their length.
     pub lengths_wrong: u32,
 }
 
@@ -148,14 +148,19 @@ impl Fake {
 
     /// Waits until the state says so.
     pub async fn until(&self, what: &str, mut done: impl FnMut(&mut State) -> bool) {
-        for _ in 0..3000 {
-            if self.with(&mut done) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("waited in vain: {what}");
+        eventually(what, || self.with(&mut done)).await;
     }
+}
+
+/// Waits until it is so; fails after 30 s.
+pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("waited in vain: {what}");
 }
 
 #[derive(Debug)]
@@ -182,7 +187,11 @@ impl Ingest for Service {
             Some(Script::StoredNoAnswer) | None => {
                 state.arrived.push(id);
                 let payload = request.payload.to_vec();
-                let stored = state.stored.entry(id).or_insert_with(|| Stored { header: header.clone(), payload: payload.clone(), times: 0 });
+                let stored = state.stored.entry(id).or_insert_with(|| Stored {
+                    header: header.clone(),
+                    payload: payload.clone(),
+                    times: 0,
+                });
                 stored.times += 1;
                 assert!(stored.header.bytes == header.bytes && stored.payload == payload, "other bytes under {id:?}");
                 if state.commit_at_once {
