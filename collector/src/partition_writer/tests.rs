@@ -260,11 +260,16 @@ async fn hostile_payloads_are_refused_and_disturb_nothing() {
                 let twice = [raw.as_slice(), &raw].concat();
                 let cut = frame[..frame.len() - 3].to_vec();
                 let longer = [raw.as_slice(), b"x\n"].concat();
+                // Magic, a content size of 8 bytes, a window, 10 GB, one empty last block.
+                let mut huge = vec![0x28, 0xb5, 0x2f, 0xfd, 0xc0, 0x58];
+                huge.extend_from_slice(&10_000_000_000_u64.to_le_bytes());
+                huge.extend_from_slice(&[1, 0, 0]);
                 for (what, payload, claimed) in [
                     ("two frames", two.clone(), &raw),
                     ("two frames, size of both", two, &twice),
                     ("truncated", cut, &raw),
                     ("wrong raw size", frame.clone(), &longer),
+                    ("claims 10 GB", huge, &raw),
                     ("empty", Vec::new(), &raw),
                     ("garbage", vec![b'x'; 5000], &raw),
                 ] {
@@ -296,6 +301,19 @@ async fn a_wrong_count_or_an_open_end_is_refused_where_it_is_decoded() {
     assert!(matches!(refused, Err(AppendError::Refused(reason)) if reason.contains("LF")));
     assert_eq!(group.close().await.unwrap().unwrap(), ClosedGroup::default(), "nothing appended, no file");
     assert!(bench.staged().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_framing_of_a_later_release_is_refused() {
+    let mut bench = Bench::new().await;
+    let group = bench.group(GroupKind::Data);
+    for size in [900, 200_000] {
+        let mut unknown = batch(1, Codec::Zstd, &lines(1, size));
+        let Header { kind: proto::header::Kind::Data(data), .. } = &mut unknown.header else { panic!("data") };
+        data.framing = Framing::Records;
+        let refused = group.append(unknown).await.unwrap();
+        assert!(matches!(refused, Err(AppendError::Refused(reason)) if reason.contains("FRAMING_RECORDS")));
+    }
 }
 
 #[tokio::test]

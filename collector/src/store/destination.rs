@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn urls_are_understood_or_refused() {
         let target = |url: &str| DestinationConfig::new(url).target();
-        assert!(matches!(target("file:///srv/logs"), Ok(Target::Local(p)) if p == PathBuf::from("/srv/logs")));
+        assert!(matches!(target("file:///srv/logs"), Ok(Target::Local(p)) if p == *"/srv/logs"));
         assert!(matches!(target("hdfs://nn:8020/logs/web/"),
             Ok(Target::Hdfs { authority, root }) if authority == "nn:8020" && root == "/logs/web"));
         assert!(matches!(target("hdfs://cluster"), Ok(Target::Hdfs { root, .. }) if root == "/"));
