@@ -27,9 +27,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
 }
 
-/// Every text file of the project; build products and version control are left out.
+/// Every text file of the project; version control and what it ignores (build products, a demo's files) are left out.
 fn files() -> Vec<File> {
     let root = root();
+    let ignored = fs::read_to_string(root.join(".gitignore")).expect("the project says what it ignores");
+    let ignored: Vec<&str> = ignored.lines().map(|line| line.trim_matches('/')).collect();
     let mut found = Vec::new();
     let mut directories = vec![root.clone()];
     while let Some(directory) = directories.pop() {
@@ -37,7 +39,7 @@ fn files() -> Vec<File> {
             let path = entry.expect("the sources can be listed").path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if path.is_dir() {
-                if name != "target" && name != ".git" {
+                if name != ".git" && !ignored.contains(&name.as_str()) {
                     directories.push(path);
                 }
             } else if path.extension().map_or(name == "run", |ending| TEXT_ENDINGS.iter().any(|known| ending == *known))
