@@ -14,6 +14,8 @@ mod owner;
 mod recover;
 mod rows;
 mod state;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -158,6 +160,9 @@ enum Command {
     Stop { reply: oneshot::Sender<()> },
 }
 
+/// A batch, and its old place if it is a copy.
+pub type StoredEntry = (NewEntry, Option<Location>);
+
 /// What the owner tells the forward side, in the order it happened.
 #[derive(Debug)]
 pub enum ChannelEvent {
@@ -168,7 +173,7 @@ pub enum ChannelEvent {
         /// The segment.
         segment: u64,
         /// The batches; one that was copied out of a pinned segment with its old place, which is void from now on.
-        entries: Vec<(NewEntry, Option<Location>)>,
+        entries: Vec<StoredEntry>,
     },
     /// The segment is sealed; this is its index for good.
     Sealed {

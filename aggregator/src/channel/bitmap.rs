@@ -86,7 +86,7 @@ impl Bitmap {
             map.words[at / 8] |= u64::from(*byte) << (at % 8 * 8);
         }
         if let Some(last) = map.words.last_mut()
-            && len % 64 != 0
+            && !len.is_multiple_of(64)
         {
             *last &= (1 << (len % 64)) - 1;
         }

@@ -123,7 +123,7 @@ impl Owner {
         self.tick();
     }
 
-    fn handle(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
+    pub(super) fn handle(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
         let mut stop = None;
         let mut waiting: Vec<Waiting> = Vec::new();
         for command in commands {
@@ -262,7 +262,7 @@ impl Owner {
         if self.failed.is_some() {
             return self.stored.clear();
         }
-        let mut groups: Vec<(u64, Vec<(NewEntry, Option<Location>)>)> = Vec::new();
+        let mut groups: Vec<(u64, Vec<super::StoredEntry>)> = Vec::new();
         for (segment, entry, from) in std::mem::take(&mut self.stored) {
             self.stats.stored_batches.fetch_add(u64::from(from.is_none()), Ordering::Relaxed);
             match groups.last_mut() {
@@ -291,6 +291,8 @@ impl Owner {
             }
             return;
         }
+        // Before anybody is answered: who sees no append in flight has to see what is held.
+        self.count();
         for (reply, key, permit) in waiting {
             let state = self.opened.as_ref().map(|opened| &opened.state);
             let committed = state.and_then(|state| state.committed(&key)).map(wire::IntervalSet::from);

@@ -40,7 +40,7 @@ pub enum Admission {
 
 #[derive(Debug)]
 enum Contents {
-    Growing(IndexBuilder),
+    Growing(Box<IndexBuilder>),
     Sealed(Arc<SegmentIndex>),
 }
 
@@ -268,7 +268,7 @@ impl State {
 
     fn push(&mut self, segment: u64, new: &NewEntry, created_unix_ms: u64, now: u64) -> u32 {
         let slot = self.segments.entry(segment).or_insert_with(|| Segment {
-            contents: Contents::Growing(IndexBuilder::new(created_unix_ms)),
+            contents: Contents::Growing(Box::new(IndexBuilder::new(created_unix_ms))),
             answered: Bitmap::default(),
             live: 0,
             live_bytes: 0,

@@ -16,7 +16,7 @@ pub const START: Location = Location { segment: 0, ordinal: 0 };
 
 #[derive(Debug)]
 enum Contents {
-    Growing(IndexBuilder),
+    Growing(Box<IndexBuilder>),
     Sealed(Arc<SegmentIndex>),
 }
 
@@ -51,10 +51,10 @@ impl Backlog {
 
     /// A batch was stored. Its place, which is free.
     pub fn push(&mut self, segment: u64, new: &NewEntry) -> Location {
-        let part = self
-            .parts
-            .entry(segment)
-            .or_insert_with(|| Part { contents: Contents::Growing(IndexBuilder::new(0)), taken: Bitmap::default() });
+        let part = self.parts.entry(segment).or_insert_with(|| Part {
+            contents: Contents::Growing(Box::new(IndexBuilder::new(0))),
+            taken: Bitmap::default(),
+        });
         let ordinal = match &mut part.contents {
             Contents::Growing(builder) => builder.push(new),
             Contents::Sealed(_) => unreachable!("what lies in a segment is told before its seal"),

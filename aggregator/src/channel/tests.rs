@@ -1,0 +1,284 @@
+//! The owner without its thread: storage errors, capacity, shares, copies.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::record_log::StorageOp;
+use proto::header::Header;
+use proto::ids::{AgentName, BatchId, Origin};
+use proto::wire;
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+use super::disk::Reserve;
+use super::owner::Owner;
+use super::*;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    owner: Owner,
+    events: async_mpsc::UnboundedReceiver<ChannelEvent>,
+    /// Locations by id, as the forward side knows them.
+    places: HashMap<BatchId, Location>,
+    counts: HashMap<u64, u32>,
+    resets: usize,
+    _commands: mpsc::Sender<Command>,
+}
+
+fn options(dir: &std::path::Path, max_bytes: u64, segment_bytes: u64) -> ChannelOptions {
+    ChannelOptions {
+        data_dir: dir.to_owned(),
+        max_bytes,
+        segment_bytes,
+        keep_free_bytes: 0,
+        tick: Duration::from_millis(200),
+        pinned_after: Duration::ZERO,
+    }
+}
+
+impl Bench {
+    fn new(max_bytes: u64, segment_bytes: u64) -> Self {
+        Self::open(tempfile::tempdir().unwrap(), max_bytes, segment_bytes)
+    }
+
+    fn open(dir: tempfile::TempDir, max_bytes: u64, segment_bytes: u64) -> Self {
+        let (commands, queue) = mpsc::channel();
+        let (sender, events) = async_mpsc::unbounded_channel();
+        let options = options(dir.path(), max_bytes, segment_bytes);
+        let owner = Owner::open(options, queue, sender, Arc::default(), Arc::new(|_| {})).unwrap();
+        let (places, counts) = (HashMap::new(), HashMap::new());
+        let mut bench = Self { dir, owner, events, places, counts, resets: 0, _commands: commands };
+        bench.look();
+        bench
+    }
+
+    fn reopen(self, max_bytes: u64, segment_bytes: u64) -> Self {
+        let Self { dir, owner, .. } = self;
+        drop(owner);
+        Self::open(dir, max_bytes, segment_bytes)
+    }
+
+    fn look(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                ChannelEvent::Reset(snapshot) => {
+                    self.resets += 1;
+                    self.places.clear();
+                    for (segment, index, answered) in snapshot.segments {
+                        for ordinal in (0..answered.len()).filter(|ordinal| !answered.get(*ordinal)) {
+                            self.places.insert(index.id(ordinal), Location { segment, ordinal });
+                        }
+                    }
+                }
+                ChannelEvent::Appended { segment, entries } => {
+                    for (entry, _) in entries {
+                        let ordinal = self.counts.entry(segment).or_insert(0);
+                        self.places.insert(entry.id, Location { segment, ordinal: *ordinal });
+                        *ordinal += 1;
+                    }
+                }
+                ChannelEvent::Sealed { .. } | ChannelEvent::Removed { .. } => {}
+            }
+        }
+    }
+
+    fn append(&mut self, agent: &str, seq: u64, bytes: usize) -> Appended {
+        let payload = Bytes::from(vec![seq as u8; bytes]);
+        let data = wire::Data {
+            dataset: "d".into(),
+            partition: Some(wire::Partition { date: 20_000, hour: None }),
+            codec: wire::Codec::None as i32,
+            framing: wire::Framing::Lines as i32,
+            events: 1,
+            payload_bytes: bytes as u64,
+            ..Default::default()
+        };
+        let header = Header::encode(Origin([1; 16]), seq, wire::batch_header::Kind::Data(data)).unwrap();
+        let (reply, answered) = oneshot::channel();
+        let agent = AgentName::new(agent).unwrap();
+        self.owner.handle(vec![Command::Append(Box::new(AppendJob { agent, header, payload, permit: None, reply }))]);
+        self.look();
+        answered.blocking_recv().unwrap().appended
+    }
+
+    fn release(&mut self, agent: &str, seq: u64) {
+        let id = id(agent, seq);
+        let at = self.places.remove(&id).unwrap();
+        let intervals = [seq].into_iter().collect();
+        self.owner.handle(vec![Command::Release(vec![Released { at, id, intervals }])]);
+    }
+
+    fn tick(&mut self) {
+        // A tick looks at a clock of milliseconds.
+        std::thread::sleep(Duration::from_millis(2));
+        self.owner.tick();
+        self.look();
+    }
+
+    fn stats(&self) -> &ChannelStats {
+        &self.owner.stats
+    }
+}
+
+fn id(agent: &str, seq: u64) -> BatchId {
+    BatchId { agent: AgentName::new(agent).unwrap(), origin: Origin([1; 16]), seq }
+}
+
+#[test]
+fn the_first_storage_error_latches_until_everything_is_opened_again() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    let failing = Arc::new(AtomicBool::new(true));
+    let hook = failing.clone();
+    let fail = move |op| match op {
+        StorageOp::SyncData if hook.load(Ordering::SeqCst) => Err(io::Error::other("injected")),
+        _ => Ok(()),
+    };
+    bench.owner.opened.as_mut().unwrap().log.set_fault_hook(Arc::new(fail));
+    assert!(matches!(bench.append("a", 2, 100), Appended::Failed(_)));
+    failing.store(false, Ordering::SeqCst);
+    assert!(matches!(bench.append("a", 3, 100), Appended::Failed(_)), "latched");
+    assert!(matches!(bench.append("a", 1, 100), Appended::Failed(_)), "even for what is held");
+    assert!(bench.stats().failed.load(Ordering::SeqCst));
+    bench.tick();
+    assert!(bench.stats().failed.load(Ordering::SeqCst), "not before its time");
+    bench.owner.failed.as_mut().unwrap().1 = Instant::now();
+    bench.tick();
+    assert!(!bench.stats().failed.load(Ordering::SeqCst));
+    assert_eq!(bench.resets, 2);
+    for seq in 1..=3 {
+        assert_eq!(bench.append("a", seq, 100), Appended::Durable);
+    }
+    assert_eq!(bench.places.len(), 3);
+    // What was written before the error lies in another file now: nothing rests on pages that were never synced.
+    let state = &bench.owner.opened.as_ref().unwrap().state;
+    assert_eq!(state.segment(0).map(|segment| segment.live()), Some(0));
+}
+
+#[test]
+fn capacity_and_shares_are_counted_in_bytes() {
+    let mut bench = Bench::new(1 << 20, 64 << 10);
+    let mut seq = 0;
+    let mut fill = |bench: &mut Bench, agent: &str| loop {
+        seq += 1;
+        let appended = bench.append(agent, seq, 10_000);
+        if appended != Appended::Durable {
+            return appended;
+        }
+    };
+    assert_eq!(fill(&mut bench, "greedy"), Appended::Share, "half of the channel, more than a quarter its own");
+    assert!(bench.owner.opened.as_ref().unwrap().log.total_bytes() > 1 << 19);
+    assert_eq!(bench.append("modest", 1, 10_000), Appended::Durable);
+    let held = bench.places.len();
+    for agent in ["b", "c", "d", "e"] {
+        if fill(&mut bench, agent) == Appended::Full {
+            break;
+        }
+    }
+    assert!(bench.places.len() > held);
+    assert_eq!(bench.append("f", 1, 30_000), Appended::Full);
+    assert!(bench.owner.opened.as_ref().unwrap().log.total_bytes() <= 1 << 20);
+    // Delivery makes room.
+    let all: Vec<BatchId> = bench.places.keys().cloned().collect();
+    all.iter().for_each(|id| bench.release(id.agent.as_str(), id.seq));
+    bench.tick();
+    bench.tick();
+    assert_eq!(bench.append("f", 1, 30_000), Appended::Durable);
+}
+
+#[test]
+fn a_low_disk_refuses_and_the_ledger_outlives_it() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    bench.owner.options.keep_free_bytes = u64::MAX;
+    bench.tick();
+    assert_eq!(bench.append("a", 2, 100), Appended::Full);
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable, "held already");
+    bench.owner.options.keep_free_bytes = 0;
+    bench.tick();
+    assert_eq!(bench.append("a", 2, 100), Appended::Durable);
+    assert!(Reserve::take(bench.dir.path()).release(), "the reserve is there");
+}
+
+#[test]
+fn a_pinned_segment_is_copied_forward_and_late_answers_find_the_copy() {
+    let mut bench = Bench::new(1 << 30, 64 << 10);
+    for seq in 1..=20 {
+        assert_eq!(bench.append("a", seq, 6000), Appended::Durable);
+    }
+    let old = bench.places[&id("a", 3)];
+    for seq in (1..=20).filter(|seq| *seq != 3) {
+        bench.release("a", seq);
+    }
+    bench.tick();
+    bench.tick();
+    let new = bench.places[&id("a", 3)];
+    assert_ne!(old, new, "copied");
+    assert_eq!(bench.stats().copied_batches.load(Ordering::Relaxed), 1);
+    let state = &bench.owner.opened.as_ref().unwrap().state;
+    assert!(state.segment(old.segment).is_none(), "unlinked");
+    assert_eq!((state.held_batches(), state.segment(new.segment).unwrap().live()), (1, 1));
+    // The forward side may still name the old place.
+    bench.places.insert(id("a", 3), old);
+    bench.release("a", 3);
+    assert_eq!(bench.owner.opened.as_ref().unwrap().state.held_batches(), 0);
+}
+
+#[test]
+fn only_what_is_held_or_committed_is_deduplicated() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    // Higher seqs say nothing about lower ones, held or committed.
+    for seq in [5, 9] {
+        assert_eq!(bench.append("a", seq, 10), Appended::Durable);
+    }
+    bench.release("a", 9);
+    bench.tick();
+    for seq in [4, 8] {
+        bench.append("a", seq, 10);
+        assert!(bench.places.contains_key(&id("a", seq)), "{seq} is stored");
+    }
+    let stored = bench.stats().stored_batches.load(Ordering::Relaxed);
+    for seq in [5, 9] {
+        assert_eq!(bench.append("a", seq, 10), Appended::Durable);
+    }
+    assert_eq!(bench.stats().stored_batches.load(Ordering::Relaxed), stored, "held, and committed");
+    // A ledger that outlives its segments answers for nothing but what is committed.
+    let dir = bench.dir.path().join("seg");
+    let mut bench = {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "seg") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        bench.reopen(1 << 30, 1 << 20)
+    };
+    assert!(bench.places.is_empty());
+    assert_eq!(bench.append("a", 5, 10), Appended::Durable);
+    assert!(bench.places.contains_key(&id("a", 5)), "stored again");
+    assert_eq!(bench.append("a", 9, 10), Appended::Durable);
+    assert!(!bench.places.contains_key(&id("a", 9)), "committed is committed");
+}
+
+#[test]
+fn a_batch_twice_in_one_group_is_stored_once_and_both_wait_for_the_sync() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    let header = Header::encode(Origin([1; 16]), 1, wire::batch_header::Kind::Void(wire::Void::default())).unwrap();
+    let mut jobs = Vec::new();
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let (reply, answered) = oneshot::channel();
+        let (agent, header) = (AgentName::new("a").unwrap(), header.clone());
+        jobs.push(Command::Append(Box::new(AppendJob { agent, header, payload: Bytes::new(), permit: None, reply })));
+        answers.push(answered);
+    }
+    bench.owner.handle(jobs);
+    bench.look();
+    for answered in answers {
+        assert_eq!(answered.blocking_recv().unwrap().appended, Appended::Durable);
+    }
+    assert_eq!(bench.counts.values().sum::<u32>(), 1);
+}
