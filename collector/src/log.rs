@@ -1,7 +1,7 @@
 //! What lies in `_catchment/` besides staged files: the commit log, checkpoints and the format file. Thin IO.
 //!
-//! - [`layout`]: names,
-//! - [`files`]: reading records and checkpoints, writing small files under a name that is used once.
+//! - `layout`: names,
+//! - `files`: reading records and checkpoints, writing small files under a name that is used once.
 //!
 //! A damaged or newer file is never skipped: the process stops and says so.
 
