@@ -120,13 +120,12 @@ impl Health {
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address is taken, or not of this host.
-    #[error("the admin endpoint cannot listen on {listen}: {source}; set another `admin.listen`")]
+    #[error("the admin endpoint cannot listen on {listen}: {reason}; set another `admin.listen`")]
     Bind {
         /// As configured.
         listen: SocketAddr,
         /// The system's reason.
-        #[source]
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// It ran and stopped.
     #[error("the admin endpoint stopped: {0}")]
@@ -141,7 +140,7 @@ pub fn serve(
     health: Health,
     extra: Router,
 ) -> Result<(SocketAddr, impl Future<Output = Result<(), AdminError>> + Send + 'static), AdminError> {
-    let failed = |source| AdminError::Bind { listen, source };
+    let failed = |reason| AdminError::Bind { listen, reason };
     let listener = std::net::TcpListener::bind(listen).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;

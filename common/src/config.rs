@@ -70,13 +70,12 @@ fn join(prefix: &str, key: &str) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("configuration file {path} cannot be read: {source}; name another with --config")]
+    #[error("configuration file {path} cannot be read: {reason}; name another with --config")]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        #[source]
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// It is not TOML; `detail` shows the line.
     #[error("{file} is not valid TOML: {detail}")]
@@ -116,7 +115,7 @@ impl fmt::Display for List<'_> {
 
 /// Reads a file.
 pub fn load<T: DeserializeOwned + Validate>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Read { path: path.to_owned(), reason })?;
     parse_as(&path.display().to_string(), &text)
 }
 

@@ -118,7 +118,7 @@ pub struct Recovery {
 pub enum LogError {
     /// The first storage error; it is returned by every later call too (I6).
     #[error(
-        "{action} {path} failed: {source}; nothing more is stored until this is repaired and the process started again"
+        "{action} {path} failed: {reason}; nothing more is stored until this is repaired and the process started again"
     )]
     Storage {
         /// What was attempted.
@@ -126,8 +126,7 @@ pub enum LogError {
         /// On which file or directory.
         path: PathBuf,
         /// The system's reason.
-        #[source]
-        source: Arc<io::Error>,
+        reason: Arc<io::Error>,
     },
     /// Larger than the options allow. Nothing was stored, the log goes on.
     #[error("a record of {bytes} bytes is over the limit of {limit}")]
@@ -161,8 +160,8 @@ pub enum LogError {
 }
 
 impl LogError {
-    fn storage(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Storage { action, path: path.to_owned(), source: Arc::new(source) }
+    fn storage(action: &'static str, path: &Path, reason: io::Error) -> Self {
+        Self::Storage { action, path: path.to_owned(), reason: Arc::new(reason) }
     }
 }
 

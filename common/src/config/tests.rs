@@ -151,6 +151,8 @@ fn the_error_names_the_file_the_key_and_the_way_out() {
     let path = dir.path().join("agent.toml");
     let missing = load::<Example>(&path).unwrap_err().to_string();
     assert!(missing.contains("agent.toml") && missing.contains("--config"), "{missing}");
+    // One that reports an error with its causes does not say the same twice.
+    assert_eq!(format!("{:#}", anyhow::Error::from(load::<Example>(&path).unwrap_err())), missing);
     std::fs::write(&path, "name = ").unwrap();
     let syntax = load::<Example>(&path).unwrap_err().to_string();
     assert!(syntax.contains("agent.toml") && syntax.contains("line 1"), "{syntax}");

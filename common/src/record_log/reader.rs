@@ -44,13 +44,12 @@ pub enum ReadError {
         detail: &'static str,
     },
     /// The operating system says no.
-    #[error("segment {segment:016x} cannot be read: {source}")]
+    #[error("segment {segment:016x} cannot be read: {reason}")]
     Io {
         /// The segment.
         segment: u64,
         /// Its reason.
-        #[source]
-        source: Arc<io::Error>,
+        reason: Arc<io::Error>,
     },
 }
 
@@ -84,7 +83,7 @@ impl RecordReader {
         let read = |buffer: &mut [u8], offset| match file.read_exact_at(buffer, offset) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(corrupt("the file ends before it")),
-            Err(error) => Err(ReadError::Io { segment: at.segment, source: Arc::new(error) }),
+            Err(error) => Err(ReadError::Io { segment: at.segment, reason: Arc::new(error) }),
         };
         let mut fixed = [0; RECORD_HEADER_BYTES];
         read(&mut fixed, at.offset)?;
@@ -112,7 +111,7 @@ impl RecordReader {
         let file = match File::open(self.shared.dir.join(segment::file_name(segment))) {
             Ok(file) => Arc::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ReadError::NotFound { segment }),
-            Err(error) => return Err(ReadError::Io { segment, source: Arc::new(error) }),
+            Err(error) => return Err(ReadError::Io { segment, reason: Arc::new(error) }),
         };
         if open.files.len() >= OPEN_FILES
             && let Some(oldest) = open.files.iter().min_by_key(|(_, (used, _))| *used).map(|(&id, _)| id)

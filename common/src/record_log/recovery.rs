@@ -36,7 +36,7 @@ pub(super) struct Scan {
 
 /// Looks at one file. Changes nothing.
 pub(super) fn inspect(path: &Path, id: u64) -> Result<Found, LogError> {
-    let failed = |source| LogError::storage("reading", path, source);
+    let failed = |reason| LogError::storage("reading", path, reason);
     let file = File::open(path).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
     let mut window = Window { file: &file, len, start: 0, bytes: Vec::new() };
