@@ -1,8 +1,8 @@
 //! One file of a group: bytes wait in memory until there are enough of them to open it.
 //!
 //! Invariant: `written` and `crc32c` cover exactly the bytes handed to the store, and a close whose length is another
-//! one is an error. As long as nothing was done for the file, it waits for a store that says "not now" (an outage of
-//! hours then costs nothing but time); once it was created, every error is final.
+//! one is an error. Until the file exists an outage costs nothing but time: a store that says "not now" is asked again,
+//! and a create that was not answered is followed by one of another name (names are used once). Then every error is final.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,8 @@ pub(super) const OPEN_AT_BYTES: u64 = 8 << 20;
 const WRITE_AT_BYTES: u64 = 1 << 20;
 /// Between attempts to create a file.
 const CREATE_PAUSE: Duration = Duration::from_secs(1);
+/// Names tried for one file; each may leave an empty file behind that nothing ever names.
+const MAX_ATTEMPTS: usize = 100;
 
 /// Length and checksum of a closed file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,24 +29,25 @@ pub(super) struct Written {
 }
 
 pub(super) struct Outlet {
-    path: String,
+    /// Where the first attempt to create it goes.
+    base: String,
+    /// Every path for which a create was sent; the last one is the file's.
+    sent: Vec<String>,
     waiting: VecDeque<Bytes>,
     waiting_bytes: u64,
     file: Option<Box<dyn StagedFile>>,
-    /// A create was sent: there may be a file to delete.
-    touched: bool,
     written: Written,
 }
 
 impl Outlet {
-    pub fn new(path: String) -> Self {
+    pub fn new(base: String) -> Self {
         let written = Written { bytes: 0, crc32c: 0 };
-        Self { path, waiting: VecDeque::new(), waiting_bytes: 0, file: None, touched: false, written }
+        Self { base, sent: Vec::new(), waiting: VecDeque::new(), waiting_bytes: 0, file: None, written }
     }
 
-    /// The path, if there may be a file.
-    pub fn touched_path(&self) -> Option<String> {
-        self.touched.then(|| self.path.clone())
+    /// Every path under which there may be a file; the last one is the one that is written.
+    pub fn paths(&self) -> &[String] {
+        &self.sent
     }
 
     pub fn push(&mut self, parts: Vec<Bytes>) {
@@ -83,7 +86,7 @@ impl Outlet {
         let stored = file.close().await?;
         if stored != self.written.bytes {
             let detail = format!("it has {stored} bytes, {} were written", self.written.bytes);
-            return Err(StoreError::Other { op: "close", path: self.path.clone(), detail });
+            return Err(StoreError::Other { op: "close", path: self.base.clone(), detail });
         }
         Ok(Some(self.written))
     }
@@ -96,13 +99,10 @@ impl Outlet {
     }
 
     async fn write(&mut self, store: &dyn Store, given_up: &AtomicBool) -> Result<(), StoreError> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            empty => {
-                self.touched = true;
-                empty.insert(create(store, &self.path, given_up).await?)
-            }
-        };
+        if self.file.is_none() {
+            self.file = Some(self.create(store, given_up).await?);
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
         while let Some(part) = self.waiting.pop_front() {
             let bytes = part.len() as u64;
             self.written.crc32c = crc32c::crc32c_append(self.written.crc32c, &part);
@@ -112,16 +112,49 @@ impl Outlet {
         }
         Ok(())
     }
+
+    /// Creates the file, as soon as the store can.
+    async fn create(&mut self, store: &dyn Store, given_up: &AtomicBool) -> Result<Box<dyn StagedFile>, StoreError> {
+        let mut path = attempt_path(&self.base, self.sent.len());
+        self.sent.push(path.clone());
+        loop {
+            let error = match store.create(&path).await {
+                Ok(file) => return Ok(file),
+                Err(error) => error,
+            };
+            match error {
+                _ if given_up.load(Ordering::Acquire) => return Err(error),
+                // Nothing was done: the name is still unused.
+                StoreError::Unavailable { .. } | StoreError::Permission { .. } => {}
+                StoreError::Unanswered { .. } if self.sent.len() < MAX_ATTEMPTS => {
+                    path = attempt_path(&self.base, self.sent.len());
+                    self.sent.push(path.clone());
+                }
+                _ => return Err(error),
+            }
+            tokio::time::sleep(CREATE_PAUSE).await;
+        }
+    }
 }
 
-/// Creates the file, as soon as the store can. Only an answer that says that nothing was done is worth another attempt.
-async fn create(store: &dyn Store, path: &str, given_up: &AtomicBool) -> Result<Box<dyn StagedFile>, StoreError> {
-    loop {
-        match store.create(path).await {
-            Err(StoreError::Unavailable { .. } | StoreError::Permission { .. })
-                if !given_up.load(Ordering::Acquire) => {}
-            answer => return answer,
+/// `7.log.zst`, then `7-1.log.zst`, `7-2.log.zst` ...
+fn attempt_path(base: &str, attempt: usize) -> String {
+    let name_at = base.rfind('/').map_or(0, |slash| slash + 1);
+    match base[name_at..].split_once('.') {
+        Some((number, extension)) if attempt > 0 => {
+            format!("{}{number}-{attempt}.{extension}", &base[..name_at])
         }
-        tokio::time::sleep(CREATE_PAUSE).await;
+        _ => base.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::attempt_path;
+
+    #[test]
+    fn every_attempt_has_a_name_of_its_own() {
+        assert_eq!(attempt_path("_catchment/staging/col-1/7.log.zst", 0), "_catchment/staging/col-1/7.log.zst");
+        assert_eq!(attempt_path("_catchment/staging/col.1/7.log.zst", 2), "_catchment/staging/col.1/7-2.log.zst");
     }
 }

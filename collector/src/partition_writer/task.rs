@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
+use proto::wire::PublishedFile;
 use tokio::sync::mpsc;
 
 use super::memory::Held;
@@ -171,8 +172,8 @@ impl Group {
         };
         self.encoder = None;
         self.ended = Some(Poisoned("it is closed".into()));
-        let main = main.map(|written| describe(&self.spec, Which::Main, written, data_counts));
-        let dead = dead.map(|written| describe(&self.spec, Which::Dead, written, dead_counts));
+        let main = main.map(|written| describe(&self.spec, Which::Main, &self.main, written, data_counts));
+        let dead = dead.map(|written| describe(&self.spec, Which::Dead, &self.dead, written, dead_counts));
         Ok(ClosedGroup { files: main.into_iter().chain(dead).collect() })
     }
 
@@ -207,7 +208,7 @@ impl Group {
         self.dead.drop_all();
         self.encoder = None;
         self.account();
-        for path in [self.main.touched_path(), self.dead.touched_path()].into_iter().flatten() {
+        for path in [self.main.paths(), self.dead.paths()].concat() {
             if let Err(error) = self.store.delete(&path, false).await {
                 tracing::warn!(path, %error, "staged file not deleted");
             }
@@ -215,13 +216,15 @@ impl Group {
     }
 }
 
-fn describe(spec: &GroupSpec, which: Which, written: Written, counts: Counts) -> proto::wire::PublishedFile {
-    proto::wire::PublishedFile {
+fn describe(spec: &GroupSpec, which: Which, outlet: &Outlet, written: Written, counts: Counts) -> PublishedFile {
+    let named = published(spec, which);
+    PublishedFile {
+        staged: outlet.paths().last().cloned().unwrap_or(named.staged),
         bytes: written.bytes,
         crc32c: written.crc32c,
         events: counts.events,
         raw_bytes: counts.raw_bytes,
         batches: counts.batches,
-        ..published(spec, which)
+        ..named
     }
 }

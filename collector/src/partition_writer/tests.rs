@@ -23,6 +23,8 @@ struct Faulty {
     closes: Semaphore,
     /// Creates that are answered "not now" before one succeeds.
     refusals: AtomicU64,
+    /// Creates that are carried out and not answered.
+    silent: AtomicU64,
     lose_byte: AtomicBool,
 }
 
@@ -49,6 +51,11 @@ impl Store for FaultyStore {
                 return Err(StoreError::Unavailable { op: "create", path: path.into(), detail });
             }
             let inner = self.0.inner.create(path).await?;
+            let silent = self.0.silent.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            if silent.is_ok() {
+                let detail = "time-out".into();
+                return Err(StoreError::Unanswered { op: "create", path: path.into(), detail });
+            }
             Ok(Box::new(FaultyFile { store: self.0.clone(), inner }) as Box<dyn StagedFile>)
         })
     }
@@ -114,6 +121,7 @@ impl Bench {
             appends: AtomicU64::new(u64::MAX),
             closes: Semaphore::new(100),
             refusals: AtomicU64::new(0),
+            silent: AtomicU64::new(0),
             lose_byte: AtomicBool::new(false),
         };
         let memory = MemoryBudget::new(256 << 20);
@@ -355,6 +363,22 @@ async fn a_store_that_is_away_is_waited_for_until_the_group_is_given_up() {
     while bench.memory.used() > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_create_that_was_not_answered_is_followed_by_another_name() {
+    let mut bench = Bench::new().await;
+    bench.faults.silent.store(1, Ordering::SeqCst);
+    let group = bench.group(GroupKind::Data);
+    let raw = lines(1, 900);
+    group.append(batch(1, Codec::Zstd, &raw)).await.unwrap().unwrap();
+    let closed = group.close().await.unwrap().unwrap();
+    assert!(closed.files[0].staged.ends_with("/1-1.log.zst"), "{closed:?}");
+    assert!(closed.files[0].r#final.ends_with("-1.log.zst"), "{closed:?}");
+    assert_eq!(zstd::stream::decode_all(bench.content(&closed.files[0]).await.as_slice()).unwrap(), raw);
+    assert_eq!(bench.staged().await, ["1-1.log.zst", "1.log.zst"]);
+    group.abandon();
+    wait_until_empty(&bench).await;
 }
 
 #[tokio::test]
