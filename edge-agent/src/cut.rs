@@ -28,7 +28,7 @@ const MAX_BATCH_RAW_BYTES: usize = (1 << 20) + (1 << 18);
 /// Events dated further ahead of the present are dead letters.
 const MAX_AHEAD_US: i64 = DAY_US;
 /// Buffers kept for the next chunk, and the most that one of them may hold.
-const KEPT_BUFFERS: usize = 2;
+const KEPT_BUFFERS: usize = 1;
 const KEPT_BUFFER_BYTES: usize = 2 << 20;
 
 /// What a chunk became.

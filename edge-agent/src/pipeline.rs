@@ -18,6 +18,9 @@ use crate::intercept::mask::{MaskError, MaskedLines, Masker};
 use crate::intercept::{Chain, ChainError, Event};
 use crate::tail::{Chunk, Piece, PieceKind};
 
+/// What interceptors may make of an event at most; more would not fit into a batch.
+const MAX_BODY_BYTES: usize = 8 << 20;
+
 /// What pipelines of one agent have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct PipelineContext<'a> {
@@ -143,7 +146,11 @@ impl Pipeline {
             self.cutter.filtered(event.dataset, event.time_us);
             return Ok(());
         };
-        match self.cutter.partition(event.dataset, event.time_us)? {
+        let place = match self.cutter.partition(event.dataset, event.time_us)? {
+            Ok(_) if body.len() > MAX_BODY_BYTES => Err(Reason::Grown),
+            place => place,
+        };
+        match place {
             Ok(partition) => {
                 let time_us = event.time_us.unwrap_or(now_us);
                 self.cutter.event(event.dataset, partition, event.headers, time_us, body);

@@ -200,6 +200,17 @@ fn a_long_event_stands_alone_and_batches_stay_small() {
 }
 
 #[test]
+fn an_event_that_interceptors_blow_up_is_set_aside() {
+    let grow = InterceptorConfig::SearchReplace { pattern: "a".into(), replacement: "b".repeat(100) };
+    let config = PipelineConfig { interceptors: vec![grow], ..config() };
+    let event = line("20/Nov/2026:10:00:00 +0000", &"a".repeat(100_000));
+    let cut = pipeline(&config, true).run(&lines(&format!("{event}\n")), NOW_US, &declared(&["clickstream"])).unwrap();
+    let letters = letters(&cut);
+    assert_eq!(letters[0].reason, "longer than 8 MiB after interceptors");
+    assert_eq!(letters[0].body_bytes, event.len() as u64);
+}
+
+#[test]
 fn masking_can_be_switched_off() {
     let event = line("20/Nov/2026:10:00:00 +0000", "/?e=jane@example.com");
     let cut =

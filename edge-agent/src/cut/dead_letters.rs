@@ -16,6 +16,7 @@ pub(crate) enum Reason {
     Future,
     TooOld,
     OutOfRange,
+    Grown,
 }
 
 impl Reason {
@@ -25,6 +26,7 @@ impl Reason {
             Self::TooLong => "longer than the maximum event size",
             Self::Future => "dated more than 24 h ahead",
             Self::TooOld => "dated before the oldest day of the dataset",
+            Self::Grown => "longer than 8 MiB after interceptors",
             Self::OutOfRange => "dated outside of the years 1900 to 2261",
         }
     }
