@@ -13,7 +13,7 @@ use common::units::{Size, Span};
 use loadtest::hadoop::{Hdfs, Options};
 use proto::header::Header;
 use proto::ids::{AgentName, BatchId, Origin, Partition};
-use proto::wire::{Codec, Data, Framing, batch_header};
+use proto::wire::{Codec, Data, Framing, PublishedFile, batch_header};
 
 /// Time-outs short enough for a test and long enough for a loaded machine.
 fn config(hdfs: &Hdfs) -> DestinationConfig {
@@ -118,17 +118,7 @@ async fn groups(hdfs: &Arc<Hdfs>) {
     let store = open(&config).unwrap();
     store.make_dirs("_catchment/staging/col-1-run", 0o700).await.unwrap();
     for (number, compression) in [Compression::Gzip, Compression::Zstd].into_iter().enumerate() {
-        let mut dataset = DatasetConfig::named("clickstream");
-        dataset.compression = compression;
-        let spec = GroupSpec {
-            number: number as u64,
-            incarnation: "col-1-run".into(),
-            kind: GroupKind::Data,
-            dataset: Arc::new(dataset),
-            partition: Partition::new(20_000, None).unwrap(),
-            opened_day_utc: 20_001,
-        };
-        let group = GroupHandle::spawn(spec, store.clone(), MemoryBudget::new(256 << 20));
+        let group = open_group(&store, number as u64, compression);
         let mut sent = Vec::new();
         for seq in 1..=20 {
             let raw = random_lines(seq, 1_500_000);
@@ -146,6 +136,20 @@ async fn groups(hdfs: &Arc<Hdfs>) {
         };
         assert!(read == sent, "{} bytes read, {} sent", read.len(), sent.len());
     }
+}
+
+fn open_group(store: &Arc<dyn Store>, number: u64, compression: Compression) -> GroupHandle {
+    let mut dataset = DatasetConfig::named("clickstream");
+    dataset.compression = compression;
+    let spec = GroupSpec {
+        number,
+        incarnation: "col-1-run".into(),
+        kind: GroupKind::Data,
+        dataset: Arc::new(dataset),
+        partition: Partition::new(20_000, None).unwrap(),
+        opened_day_utc: 20_001,
+    };
+    GroupHandle::spawn(spec, store.clone(), MemoryBudget::new(256 << 20))
 }
 
 fn random_lines(seq: u64, bytes: usize) -> Vec<u8> {
@@ -196,7 +200,15 @@ async fn a_frozen_or_killed_namenode_is_told_and_never_hangs() {
     store.make_dirs("", 0o750).await.unwrap();
     put(&*store, "draft", b"x".to_vec()).await;
 
+    store.make_dirs("_catchment/staging/col-1-run", 0o700).await.unwrap();
+    let waiting = [open_group(&store, 1, Compression::Zstd), open_group(&store, 2, Compression::Zstd)];
+    let raw = random_lines(1, 100_000);
+    for group in &waiting {
+        group.append(batch(1, Codec::Zstd, &raw)).await.unwrap().unwrap();
+    }
+
     hdfs.freeze_namenode().unwrap();
+    let closing = waiting[0].close();
     let asked = Instant::now();
     let unanswered = store.rename_new("draft", "record").await;
     assert!(matches!(unanswered, Err(StoreError::Unanswered { .. })), "{unanswered:?}");
@@ -204,6 +216,7 @@ async fn a_frozen_or_killed_namenode_is_told_and_never_hangs() {
     assert!(asked.elapsed() < Duration::from_secs(60));
     hdfs.thaw_namenode().unwrap();
     settle(&*store).await;
+    holds_whole(&*store, &closing.await.unwrap().unwrap().files[0], &raw).await;
 
     let mut open_file = store.create("in-block").await.unwrap();
     open_file.append(Bytes::from_static(b"begun")).await.unwrap();
@@ -217,6 +230,7 @@ async fn a_frozen_or_killed_namenode_is_told_and_never_hangs() {
     assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "nobody listens: {refused:?}");
     let closed = open_file.close().await;
     assert!(closed.is_err(), "{closed:?}");
+    let closing = waiting[1].close();
 
     let hdfs = tokio::task::spawn_blocking(move || {
         hdfs.start_namenode().unwrap();
@@ -225,6 +239,14 @@ async fn a_frozen_or_killed_namenode_is_told_and_never_hangs() {
     let _hdfs = hdfs.await.unwrap();
     let after = eventually(&*store, "void-2").await;
     assert_eq!(after, Renamed::SourceMissing);
+    holds_whole(&*store, &closing.await.unwrap().unwrap().files[0], &raw).await;
+}
+
+/// A group that had no file yet outlives the outage.
+async fn holds_whole(store: &dyn Store, file: &PublishedFile, raw: &[u8]) {
+    let bytes = store.read(&file.staged, 10 << 20).await.unwrap();
+    assert_eq!(bytes.len() as u64, file.bytes);
+    assert_eq!(zstd::stream::decode_all(&*bytes).unwrap(), raw);
 }
 
 /// The rename that was not answered may be carried out at any moment: the draft is renamed away, or is found gone.
