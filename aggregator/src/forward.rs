@@ -286,6 +286,9 @@ impl Forwarder {
         if !released.is_empty() {
             self.channel.release(released);
         }
+        for (lane, id) in self.state.take_listings() {
+            self.command(&lane, Command::List(vec![id]));
+        }
     }
 
     fn count_answer(&self, id: &BatchId, verdict: &Verdict) {
@@ -308,11 +311,11 @@ impl Forwarder {
         for lane in self.state.rolls(now) {
             self.command(&lane, Command::Roll);
         }
+        let state = &self.state;
+        self.lanes.retain(|lane, _| state.is_wanted(lane));
         for lane in self.state.alone_wanted() {
             self.open_lane(lane);
         }
-        let state = &self.state;
-        self.lanes.retain(|lane, _| state.is_wanted(lane));
         let views = self.views_now();
         self.views.send_if_modified(|last| {
             let changed = *last != views;

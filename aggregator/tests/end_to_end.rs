@@ -2,8 +2,12 @@
 
 mod fakes;
 
+use std::net::SocketAddr;
+
 use fakes::{Agent, Collector, Script, batch, config, eventually, origin, start};
 use proto::wire;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_appended_is_committed_and_forgotten() {
@@ -145,6 +149,7 @@ async fn a_batch_that_breaks_streams_becomes_a_suspect() {
     at.set(Script::Commit);
     agent.append_durable(origin(1), 1, b"event\n").await;
     eventually("all arrived", || running.sources.status().held_batches == 0).await;
+    assert_eq!(running.sources.forward.unclean_breaks.load(std::sync::atomic::Ordering::Relaxed), 3);
     assert!(at.seen.lock().unwrap().suspects.is_empty(), "three breaks are not six");
     running.stop().await;
 }
@@ -157,11 +162,33 @@ async fn a_drain_answers_what_was_taken_and_refuses_the_rest() {
     running.knows_datasets().await;
     let mut agent = Agent::connect("web-1", running.listen).await;
     agent.append_durable(origin(1), 0, b"").await;
-    running.sources.node.drain();
+    assert!(admin(running.admin, "POST", "/drain?empty=true").await.starts_with("HTTP/1.1 202"));
     let (header, payload) = batch(origin(1), 1, b"late\n");
     let answer = agent.append(header, payload).await;
     let Some(wire::append_response::Answer::Busy(busy)) = answer.answer else { panic!("{answer:?}") };
     assert_eq!(busy.reason, wire::BusyReason::Draining as i32);
     eventually("drained", || running.sources.status().drained).await;
+    let status = admin(running.admin, "GET", "/status").await;
+    let body: serde_json::Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(
+        (&body["drained"], &body["held_batches"], &body["accepted_batches"]),
+        (&true.into(), &0.into(), &1.into())
+    );
+    assert!(admin(running.admin, "GET", "/readyz").await.contains("draining"));
+    let metrics = admin(running.admin, "GET", "/metrics").await;
+    for name in ["held_batches", "appends_total", "fsync_seconds", "collector_connected", "committed_batches_total"] {
+        assert!(metrics.contains(&format!("catchment_aggregator_{name}")), "{name} is missing in {metrics}");
+    }
+    assert!(metrics.contains("answer=\"busy\",reason=\"draining\"} 1"), "{metrics}");
     running.stop().await;
+}
+
+/// One request to the admin endpoint; head and body of the answer.
+async fn admin(at: SocketAddr, method: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }

@@ -263,7 +263,11 @@ impl Owner {
             return self.stored.clear();
         }
         let mut groups: Vec<(u64, Vec<super::StoredEntry>)> = Vec::new();
+        let now = self.now();
         for (segment, entry, from) in std::mem::take(&mut self.stored) {
+            if let (Some(from), Some(opened)) = (from, &mut self.opened) {
+                opened.state.copied(from, now);
+            }
             self.stats.stored_batches.fetch_add(u64::from(from.is_none()), Ordering::Relaxed);
             match groups.last_mut() {
                 Some((last, entries)) if *last == segment => entries.push((entry, from)),

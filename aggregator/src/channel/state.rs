@@ -257,13 +257,17 @@ impl State {
         Location { segment, ordinal }
     }
 
-    /// Takes in the copy of a batch that lies at `from`; the old place counts as answered from now on.
+    /// Takes in the copy of a batch that lies at `from`. The old place counts until [`State::copied`].
     pub fn copy(&mut self, from: Location, segment: u64, new: &NewEntry, created_unix_ms: u64, now: u64) -> Location {
         let ordinal = self.push(segment, new, created_unix_ms, now);
         let to = Location { segment, ordinal };
-        self.settle(from, now);
         self.moved.insert(from, to);
         to
+    }
+
+    /// The copy of the batch at `from` is durable: the old place counts as answered.
+    pub fn copied(&mut self, from: Location, now: u64) {
+        self.settle(from, now);
     }
 
     fn push(&mut self, segment: u64, new: &NewEntry, created_unix_ms: u64, now: u64) -> u32 {

@@ -20,7 +20,10 @@ impl Owner {
     /// The regular work.
     pub(super) fn tick(&mut self) {
         if let Some((_, due)) = &self.failed {
-            if Instant::now() >= *due {
+            let due = Instant::now() >= *due;
+            // Answers still come in, and the ledger has a reserve of its own.
+            self.write_ledger();
+            if due {
                 self.reopen();
             }
             return;

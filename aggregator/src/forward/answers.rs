@@ -21,6 +21,10 @@ impl Forward {
                 state.used -= out.bytes;
             }
             out.standing = Standing::Staged;
+            if lane.alone {
+                self.join_main(lane, id);
+                return None;
+            }
             let flight = self.flights.get(id)?;
             if flight.holder.is_none() && !self.peers[&lane.peer].stalled {
                 self.claim(id, self.flights[id].at, lane);
@@ -60,6 +64,31 @@ impl Forward {
         if flight.holder.as_ref().is_none_or(|holder| holder == lane) {
             self.free(id);
         }
+    }
+
+    /// A batch that travelled alone is staged, so it is innocent: from here on it is answered on the main stream, which
+    /// has to name it once.
+    fn join_main(&mut self, lane: &Lane, id: &BatchId) {
+        let Some(peer) = self.peers.get_mut(&lane.peer) else { return };
+        let Some(alone) = peer.alone.take() else { return };
+        let main = Lane { peer: lane.peer.clone(), alone: false };
+        for (other, mut out) in alone.lane.out {
+            out.standing = if peer.main.connected { Standing::Listed } else { Standing::Left };
+            peer.main.out.insert(other, out);
+        }
+        if peer.main.connected {
+            self.listings.push((main.clone(), id.clone()));
+        }
+        if let Some(flight) = self.flights.get_mut(id)
+            && flight.holder.as_ref() == Some(lane)
+        {
+            flight.holder = Some(main);
+        }
+    }
+
+    /// Batches that are to be listed on streams that are up.
+    pub fn take_listings(&mut self) -> Vec<(Lane, BatchId)> {
+        std::mem::take(&mut self.listings)
     }
 
     /// A batch that travelled alone has arrived, or has to start over: its lane goes.

@@ -242,8 +242,24 @@ impl World {
         if gone && self.claims.get(&id) == Some(lane) {
             self.claims.remove(&id);
         }
-        if lane.alone && gone {
-            self.lanes.remove(lane);
+        if !lane.alone {
+            return;
+        }
+        self.lanes.remove(lane);
+        if !gone {
+            // Innocent: the main stream lists it and waits for its answer.
+            let main = Lane { alone: false, ..lane.clone() };
+            let model = self.lanes.entry(main.clone()).or_default();
+            let listed = self.state.take_listings();
+            assert_eq!(listed, if model.up { vec![(main.clone(), id.clone())] } else { Vec::new() });
+            if model.up {
+                model.open.insert(id.clone(), false);
+            } else {
+                model.left.insert(id.clone());
+            }
+            if self.claims.get(&id) == Some(lane) {
+                self.claims.insert(id, main);
+            }
         }
     }
 

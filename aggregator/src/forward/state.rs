@@ -99,6 +99,7 @@ pub struct Forward {
     owners: HashMap<AgentName, Option<PeerName>>,
     available: Vec<PeerName>,
     pub(super) answers: u64,
+    pub(super) listings: Vec<(Lane, BatchId)>,
 }
 
 impl std::fmt::Debug for Forward {
@@ -122,6 +123,7 @@ impl Forward {
             owners: HashMap::new(),
             available: Vec::new(),
             answers: 0,
+            listings: Vec::new(),
         }
     }
 
