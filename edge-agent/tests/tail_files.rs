@@ -387,7 +387,7 @@ fn a_link_that_is_switched_back_later_continues() {
     let mut world = World::with(|config, root| config.paths = vec![format!("{root}/current")]);
     world.write("one", "a\n");
     world.write("two", "b\n");
-    let mut switch = |world: &World, to: &str| {
+    let switch = |world: &World, to: &str| {
         symlink(to, world.path("next")).unwrap();
         world.rename("next", "current");
     };

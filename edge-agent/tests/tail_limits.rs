@@ -111,7 +111,10 @@ fn thousands_of_files_with_few_descriptors() {
 
 #[test]
 fn thousands_of_equal_files_with_few_descriptors() {
-    let mut world = World::with(|config, _| config.max_open_files = 32);
+    let mut world = World::with(|config, _| {
+        config.max_open_files = 32;
+        config.copy_wait = Span::secs(3600);
+    });
     for n in 0..300 {
         world.write(&format!("{n}.log"), "# the same header\n");
     }

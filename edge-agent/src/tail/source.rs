@@ -183,6 +183,7 @@ impl TailSource {
         let listing = self.lister.list();
         let patience = Patience { copy_wait: self.config.copy_wait.get(), absent: self.config.hold_deleted.age.get() };
         self.list_problems = self.files.take_listing(listing, from_end, moment(now), patience);
+        self.stat_known(true, now);
         self.consider_all(now);
         self.open_unread();
         let files = &self.files;
@@ -209,12 +210,21 @@ impl TailSource {
     /// Looks at every known file without listing directories.
     fn look(&mut self, now: Instant) {
         self.next_look = now + self.config.poll.get();
+        if self.stat_known(false, now) {
+            self.next_list = now;
+        }
+        self.consider_all(now);
+    }
+
+    /// Stats known files, or only those that no path leads to; true if a path leads to another file than before.
+    fn stat_known(&mut self, only_gone: bool, now: Instant) -> bool {
         let at = moment(now);
         let mut changed = false;
         for entry in self.files.entries.values_mut() {
             let metadata = match (&entry.file, entry.cursor.standing) {
                 (_, Standing::Lost { .. }) => continue,
                 (Some(file), Standing::Gone { .. } | Standing::Waiting) => file.metadata(),
+                _ if only_gone => continue,
                 _ => std::fs::metadata(&entry.cursor.path),
             };
             match metadata.map(|metadata| Look::of(&metadata)) {
@@ -222,10 +232,7 @@ impl TailSource {
                 _ => changed = true,
             }
         }
-        if changed {
-            self.next_list = now;
-        }
-        self.consider_all(now);
+        changed
     }
 
     fn consider_all(&mut self, now: Instant) {
