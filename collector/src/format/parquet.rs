@@ -192,7 +192,7 @@ fn properties() -> Result<WriterProperties, ParquetError> {
 fn time_format(time: &TimeConfig) -> TimeFormat {
     match time {
         TimeConfig::LogFormat { log_format } => TimeFormat::LogFormat { log_format: log_format.clone() },
-        TimeConfig::Clf => TimeFormat::Clf,
+        TimeConfig::Clf => TimeFormat::Clf {},
         TimeConfig::Iso8601 => TimeFormat::Iso8601 { after: None, zone: None },
         TimeConfig::Epoch { unit } => {
             let unit = match unit.as_deref() {
