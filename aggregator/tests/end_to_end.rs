@@ -3,6 +3,7 @@
 mod fakes;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use fakes::{Agent, Collector, Script, batch, config, eventually, origin, start};
 use proto::wire;
@@ -174,7 +175,9 @@ async fn a_drain_answers_what_was_taken_and_refuses_the_rest() {
         (&body["drained"], &body["held_batches"], &body["accepted_batches"]),
         (&true.into(), &0.into(), &1.into())
     );
-    assert!(admin(running.admin, "GET", "/readyz").await.contains("draining"));
+    while !admin(running.admin, "GET", "/readyz").await.contains("draining") {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let metrics = admin(running.admin, "GET", "/metrics").await;
     for name in ["held_batches", "appends_total", "fsync_seconds", "collector_connected", "committed_batches_total"] {
         assert!(metrics.contains(&format!("catchment_aggregator_{name}")), "{name} is missing in {metrics}");

@@ -14,8 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
 use super::peer::Lane;
 use super::state::Order;
@@ -94,10 +94,7 @@ impl LaneTask {
                 () = self.cancel.cancelled() => return,
                 ended = self.one_stream(&mut backoff) => ended,
             };
-            let unclean = match &ended {
-                Ok(()) => false,
-                Err(status) => is_unclean(status),
-            };
+            let unclean = ended.as_ref().err().is_none_or(is_unclean);
             let reason = ended.err().map(|status| describe(&status)).unwrap_or_default();
             tracing::info!(collector = %self.lane.peer, alone = self.lane.alone, unclean, reason, "stream to collector ended");
             if self.events.send((self.lane.clone(), Event::Broken { unclean })).await.is_err() {
@@ -267,11 +264,13 @@ fn message(message: deliver_request::Message) -> wire::DeliverRequest {
     wire::DeliverRequest { message: Some(message) }
 }
 
-/// Did the connection break under the stream? An orderly end, an answer with a status of its own, a collector that
-/// cannot be reached and silence (keep-alive) are no fault of a batch.
+/// Might a batch be at fault? Not for silence (keep-alive, time-outs), nor when the collector says that it is not
+/// available. (An end while it drains is told apart by its last status.)
 fn is_unclean(status: &Status) -> bool {
     let text = describe(status).to_lowercase();
-    status.source().is_some() && !text.contains("keep-alive") && !text.contains("keepalive")
+    let silent = ["keep-alive", "keepalive", "timed out"].iter().any(|word| text.contains(word));
+    let told = status.source().is_none() && matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+    !silent && !told
 }
 
 fn describe(error: &dyn Error) -> String {

@@ -233,6 +233,7 @@ impl Forward {
         if !lane.alone {
             peer.down_since.get_or_insert(now);
         }
+        let unclean = unclean && !peer.health.draining;
         // A batch that travels alone is only under suspicion while others are answered.
         let counts = match &peer.alone {
             Some(alone) if lane.alone => answers > alone.answers_at_send,
