@@ -88,12 +88,23 @@ pub async fn run(config: AgentConfig, once: bool, tuning: Tuning, shutdown: Shut
     let admin = tokio::spawn(admin);
     let end = supervise(done, to_owner, &shutdown, ship, admin).await;
     keep_peers.abort();
+    if end.as_ref().is_err_and(|error| error.is::<Stuck>()) {
+        return end;
+    }
     let joined = tokio::task::spawn_blocking(move || owner.join()).await?;
     joined.map_err(|_| anyhow!("the owner thread panicked"))?;
     let end = end?;
     tracing::info!(clean = end == End::Clean, "agent ends");
     Ok(end)
 }
+
+/// The owner is blocked, for example by a disk that does not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the drain was not finished in time; nothing is lost, the next start goes on from what is stored")]
+struct Stuck;
+
+/// How long after the drain deadline the owner is waited for.
+const GRACE: Duration = Duration::from_secs(5);
 
 type Done = oneshot::Receiver<Result<End, owner::OwnerError>>;
 
@@ -107,6 +118,15 @@ fn start_owner(parts: Parts) -> Result<(Done, std::thread::JoinHandle<()>)> {
     Ok((done, thread))
 }
 
+enum Event {
+    Done(Result<End>),
+    Stop,
+    Now,
+    Stuck,
+    Ship,
+    Admin(String),
+}
+
 /// Waits for the owner; passes the stop on to it; ends with the first part that fails.
 async fn supervise(
     mut done: Done,
@@ -116,20 +136,19 @@ async fn supervise(
     mut admin: tokio::task::JoinHandle<std::result::Result<(), admin::AdminError>>,
 ) -> Result<End> {
     let mut told = false;
+    let deadline = async {
+        shutdown.draining().await;
+        tokio::time::sleep(shutdown.deadline() + GRACE).await;
+    };
+    tokio::pin!(deadline);
     loop {
-        enum Event {
-            Done(Result<End>),
-            Stop,
-            Now,
-            Ship,
-            Admin(String),
-        }
         let event = tokio::select! {
             end = &mut done => Event::Done(match end {
                 Ok(end) => end.map_err(Into::into),
                 Err(_) => Err(anyhow!("the owner thread ended without a result")),
             }),
             () = shutdown.now() => Event::Now,
+            () = &mut deadline => Event::Stuck,
             () = shutdown.draining(), if !told => Event::Stop,
             _ = &mut ship => Event::Ship,
             ended = &mut admin => Event::Admin(match ended {
@@ -148,6 +167,7 @@ async fn supervise(
                 // An owner that is gone has sent its result.
                 let _ = to_owner.send(FromShip::Stop);
             }
+            Event::Stuck => return Err(Stuck.into()),
             Event::Now => {
                 ship.abort();
                 let _ = ship.await;
@@ -181,7 +201,7 @@ fn ship_options(config: &AgentConfig, name: &AgentName, tuning: &Tuning, parts: 
         timeout: config.aggregators.timeout.get(),
         in_flight_bytes: config.aggregators.in_flight.bytes(),
         hurry: tuning.hurry,
-        newest: parts.outbox.newest_origin().map(|(origin, _, _)| origin),
+        origins: parts.outbox.index().rows().iter().rev().map(|row| row.origin).collect(),
     }
 }
 

@@ -47,6 +47,8 @@ struct Common {
 enum Command {
     /// Run the agent (the default).
     Run,
+    /// Send what is left, read to the end, and say that this agent does not come back: `run --once` under its other name.
+    Leave,
     /// List every matched file with the event time of its first line, and every problem.
     Check,
     /// Show what masking would change.
@@ -91,6 +93,7 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
     }
     match &cli.command {
         None | Some(Command::Run) => run(config, cli.common.once),
+        Some(Command::Leave) => run(config, true),
         Some(Command::Check) => check::run(&config, &mut std::io::stdout().lock()),
         Some(Command::Outbox { command: OutboxCommand::Adopt }) => {
             let mut dir = StateDir::open(&config.state_dir, &config.agent_name()?)?;
@@ -104,8 +107,10 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
 fn run(config: AgentConfig, once: bool) -> Result<ExitCode> {
     common::telemetry::init_logging();
     let shutdown = Shutdown::on_signals(config.drain_deadline.get()).context("listening for signals")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(agent::run(config, once, Tuning::default(), shutdown))? {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+    let end = runtime.block_on(agent::run(config, once, Tuning::default(), shutdown));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match end? {
         End::Clean => Ok(ExitCode::SUCCESS),
         End::Unfinished(problems) => {
             problems.iter().for_each(|problem| complain(problem));

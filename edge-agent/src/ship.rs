@@ -6,6 +6,7 @@
 
 pub mod balance;
 pub mod client;
+mod contact;
 pub mod messages;
 pub mod queue;
 mod retry;
@@ -16,6 +17,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use proto::ids::{AgentName, Origin};
+use proto::intervals::IntervalSet;
 use proto::wire::append_response::Answer;
 use proto::wire::{self, AppendResponse, BusyReason};
 use tokio::sync::{mpsc, watch};
@@ -23,14 +25,18 @@ use tokio::task::JoinSet;
 
 use self::balance::{Balance, Node, Outcome, Policy};
 use self::client::{Asked, Client, SendError, Sent, intervals};
+use self::contact::Contact;
 use self::messages::{DrainUntil, FromShip, ToShip};
 use self::queue::{Queue, Take};
 use self::retry::Retry;
+use crate::outbox::Stored;
 use crate::outbox::read::{BatchReadError, BatchReader};
 use crate::status::Gauges;
 
 /// Aggregators an agent talks to.
 const FAN_OUT: usize = 3;
+/// Requests in flight; bytes are bounded besides.
+const MOST_REQUESTS: usize = 64;
 /// Questions about origins in one round.
 const QUESTIONS: usize = 16;
 /// Before an aggregator has told its roll age.
@@ -59,8 +65,8 @@ pub struct ShipOptions {
     pub in_flight_bytes: u64,
     /// Questions at most this far apart while a gate or a drain waits for commits.
     pub hurry: Duration,
-    /// The newest origin of the outbox at start, to find out whether aggregators know more of it.
-    pub newest: Option<Origin>,
+    /// The origins of the outbox at start, newest first: aggregators are asked what they know of them.
+    pub origins: Vec<Origin>,
 }
 
 /// The shipping task.
@@ -89,12 +95,6 @@ pub struct Ship {
     contact: Contact,
 }
 
-/// The first round of questions.
-enum Contact {
-    Asking { left: usize, answered: bool, known_end: u64 },
-    Done,
-}
-
 enum Event {
     Command(Option<ToShip>),
     Sent(Box<Sent>),
@@ -117,6 +117,7 @@ impl Ship {
         let now = Instant::now();
         Self {
             queue: Queue::new(options.until_committed),
+            contact: Contact::new(options.origins.clone()),
             balance: Balance::new(options.policy),
             retry: Retry::new(),
             options,
@@ -136,7 +137,6 @@ impl Ship {
             next_ask: now + DEFAULT_ROLL_AGE,
             next_status: now,
             silent: HashMap::new(),
-            contact: Contact::Asking { left: 0, answered: false, known_end: 0 },
         }
     }
 
@@ -184,7 +184,7 @@ impl Ship {
 
     fn command(&mut self, command: ToShip) {
         match command {
-            ToShip::Send(batches) => batches.into_iter().for_each(|stored| self.queue.add(stored)),
+            ToShip::Send(batches) => self.take_in(batches),
             ToShip::CloseGate(origin) => {
                 self.gated = true;
                 self.queue.close_gate(origin);
@@ -202,6 +202,18 @@ impl Ship {
             ToShip::Drain(until) => self.drain = Some(until),
         }
         self.pull_ask();
+    }
+
+    /// Batches that an aggregator holds already, left over from an earlier run, are not sent again.
+    fn take_in(&mut self, batches: Vec<Stored>) {
+        for stored in batches {
+            self.queue.add(stored);
+            if let Some(node) = self.contact.holder(stored.origin, stored.seq) {
+                let released = self.queue.held_already(stored, node, Instant::now());
+                self.tell(FromShip::Durable { origin: stored.origin, seq: stored.seq, released });
+            }
+        }
+        self.contact.forget_held();
     }
 
     /// The aggregators of this agent: the first of the ring by its name, or all in the order given.
@@ -244,7 +256,9 @@ impl Ship {
     }
 
     fn fill(&mut self, now: Instant) {
-        while let Some(take) = self.queue.take(now, self.options.in_flight_bytes) {
+        while self.sends.len() < MOST_REQUESTS
+            && let Some(take) = self.queue.take(now, self.options.in_flight_bytes)
+        {
             if take.attempts > 0 && !self.retry.may_retry() {
                 self.queue.landed(&take);
                 self.queue.again(&take, now + retry::BUDGET_PAUSE, take.avoid.clone());
@@ -399,14 +413,12 @@ impl Ship {
             }
         }
         if now >= self.next_status {
-            let contact = matches!(self.contact, Contact::Asking { .. });
-            let soon = contact || self.hurry_status || self.declarations_version == 0;
+            let soon = self.contact.is_asking() || self.hurry_status || self.declarations_version == 0;
             self.next_status = now + if soon { STATUS_HURRY } else { STATUS_EVERY };
             let nodes: Vec<Node> = self.balance.nodes().cloned().collect();
-            if let Contact::Asking { left, .. } = &mut self.contact {
-                if *left == 0 {
-                    *left = nodes.len();
-                    nodes.iter().for_each(|node| self.ask(node, self.options.newest));
+            if self.contact.is_asking() {
+                for (node, origin) in self.contact.round(&nodes) {
+                    self.ask(&node, origin);
                 }
             } else if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
                 self.ask(node, None);
@@ -434,12 +446,11 @@ impl Ship {
                     let batches = self.queue.held(&node, origin, started, &held);
                     self.sent_again(batches, &node);
                 }
-                let end = |set: &proto::intervals::IntervalSet| set.iter().last().map_or(0, |(_, end)| end);
-                self.contacted(true, end(&committed).max(end(&held)));
+                self.contacted(&node, origin, Some((&committed, &held)));
             }
             Err(error) => {
                 tracing::debug!(%node, error, "aggregator did not answer a question");
-                self.contacted(false, 0);
+                self.contacted(&node, origin, None);
                 let since = *self.silent.entry(node.clone()).or_insert(started);
                 if now - since >= self.roll_age * GIVE_UP_ROLL_AGES {
                     let batches = self.queue.give_up(&node);
@@ -449,23 +460,16 @@ impl Ship {
         }
     }
 
-    fn sent_again(&mut self, batches: Vec<crate::outbox::Stored>, node: &Node) {
+    fn sent_again(&mut self, batches: Vec<Stored>, node: &Node) {
         if !batches.is_empty() {
             tracing::warn!(%node, batches = batches.len(), "stored batches are sent elsewhere, the aggregator lost them");
             self.tell(FromShip::SentAgain { batches, node: node.clone() });
         }
     }
 
-    /// The first round ends when every node has answered or failed; without any answer it is repeated.
-    fn contacted(&mut self, this_answered: bool, this_end: u64) {
-        let Contact::Asking { left, answered, known_end } = &mut self.contact else { return };
-        *left = left.saturating_sub(1);
-        *answered |= this_answered;
-        *known_end = this_end.max(*known_end);
-        if *left == 0 && *answered {
-            let message = FromShip::Contact { answered: true, known_end: *known_end };
-            self.contact = Contact::Done;
-            self.tell(message);
+    fn contacted(&mut self, node: &Node, origin: Option<Origin>, answer: Option<(&IntervalSet, &IntervalSet)>) {
+        if let Some(known_end) = self.contact.ended(node, origin, answer) {
+            self.tell(FromShip::Contact { known_end });
         }
     }
 

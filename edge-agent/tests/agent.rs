@@ -44,6 +44,22 @@ impl Bench {
         }
     }
 
+    /// Lines that do not compress.
+    fn write_noise(&mut self, lines: u64) {
+        let mut file = OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..lines {
+            let noise: String = (0..100)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    format!("{:08x}", seed >> 32)
+                })
+                .collect();
+            writeln!(file, "2026-11-20T10:00:00Z {noise} {}", self.next).unwrap();
+            self.next += 1;
+        }
+    }
+
     fn config(&self, peers: &[&Fake], more: &str) -> AgentConfig {
         let peers: Vec<String> = peers.iter().map(|fake| fake.at.to_string()).collect();
         let text = format!(
@@ -69,8 +85,16 @@ fn tuning() -> Tuning {
 }
 
 fn start(config: AgentConfig, once: bool) -> (Shutdown, tokio::task::JoinHandle<anyhow::Result<End>>) {
+    start_tuned(config, once, tuning())
+}
+
+fn start_tuned(
+    config: AgentConfig,
+    once: bool,
+    tuning: Tuning,
+) -> (Shutdown, tokio::task::JoinHandle<anyhow::Result<End>>) {
     let shutdown = Shutdown::new(Duration::from_secs(20));
-    let task = tokio::spawn(agent::run(config, once, tuning(), shutdown.clone()));
+    let task = tokio::spawn(agent::run(config, once, tuning, shutdown.clone()));
     (shutdown, task)
 }
 
@@ -162,13 +186,13 @@ async fn a_wrong_batch_becomes_a_void_and_its_bytes_are_kept() {
     fake.until("the first lines", |state| state.lines().len() == 100).await;
     fake.with(|state| state.script.push_back(Script::Wrong));
     bench.write(10);
-    fake.until("a void", |state| state.kinds(state.origins()[0]).contains('v')).await;
+    fake.until("a void", |state| state.first_kinds().contains('v')).await;
     bench.write(5);
     fake.until("lines after it", |state| state.lines().len() == 105).await;
     stop.drain();
     assert_eq!(task.await.unwrap().unwrap(), End::Clean);
     fake.with(|state| {
-        let kinds = state.kinds(state.origins()[0]);
+        let kinds = state.first_kinds();
         assert!(kinds.ends_with("mc"), "a stop marks and closes: {kinds}");
     });
     let kept: Vec<_> = std::fs::read_dir(bench.state().join("rejected")).unwrap().collect();
@@ -207,6 +231,156 @@ async fn what_an_aggregator_lost_is_sent_elsewhere() {
     stop.drain();
     assert_eq!(task.await.unwrap().unwrap(), End::Clean);
     check_lines(&[&one, &two], 2_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_aggregator_holds_is_not_sent_again_by_the_next_run() {
+    let (one, two, mut bench) = (Fake::start().await, Fake::start().await, Bench::new());
+    for fake in [&one, &two] {
+        fake.with(|state| state.commit_opens_only = true);
+    }
+    bench.write(3_000);
+    let (stop, task) = start(bench.config(&[&one, &two], ""), false);
+    let lines = || one.with(|s| s.lines().len()) + two.with(|s| s.lines().len());
+    eventually("all lines", || lines() == 3_000).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    let (stop, task) = start(bench.config(&[&one, &two], ""), false);
+    bench.write(10);
+    eventually("new lines", || lines() == 3_010).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    for fake in [&one, &two] {
+        fake.with(|state| assert!(state.stored.values().all(|stored| stored.times == 1), "sent again"));
+    }
+    check_lines(&[&one, &two], 3_010);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_undeclared_dataset_waits_in_the_log() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    let declarations = fake.with(|state| {
+        state.version = 7;
+        std::mem::replace(&mut state.declarations, Vec::new())
+    });
+    bench.write(500);
+    let (stop, task) = start(bench.config(&[&fake], ""), false);
+    fake.until("the open", |state| !state.stored.is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    fake.with(|state| assert_eq!(state.stored.len(), 1, "nothing is cut"));
+    fake.with(|state| (state.version, state.declarations) = (8, declarations));
+    fake.until("all lines", |state| state.lines().len() == 500).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    // The declarations are kept: the next run cuts although nobody answers.
+    bench.write(5);
+    let silent = Fake { at: "127.0.0.1:1".parse().unwrap(), ..fake.clone() };
+    let fast = Tuning { contact_timeout: Duration::from_millis(50), ..tuning() };
+    let (stop, task) = start_tuned(bench.config(&[&silent], "drain_deadline = \"500ms\""), false, fast);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    let (_stop, task) = start(bench.config(&[&fake], ""), true);
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    check_lines(&[&fake], 505);
+    fake.with(|state| assert_eq!(state.kinds(state.origins()[1]), "odc", "cut by the silent run"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_outbox_stops_reading_and_goes_on() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write_noise(12_000);
+    fake.with(|state| state.commit_opens_only = true);
+    fake.with(|state| state.script.extend(std::iter::repeat_n(Script::Busy(10), 150)));
+    let more = "ack = \"durable\"";
+    let mut config = bench.config(&[&fake], more);
+    config.outbox.max_bytes = common::units::Size::mib(4);
+    let (stop, task) = start(config, false);
+    let mut most = 0;
+    fake.until("all lines", |state| {
+        most = most.max(segments(&bench.state()));
+        state.lines().len() == 12_000
+    })
+    .await;
+    assert!(most > 2_000_000 && most < 4_200_000, "{most}");
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    check_lines(&[&fake], 12_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uncommitted_batches_are_let_go_at_80_per_cent() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write_noise(12_000);
+    fake.with(|state| (state.commit_opens_only, state.roll_age_ms) = (true, 600_000));
+    let mut config = bench.config(&[&fake], "");
+    config.outbox.max_bytes = common::units::Size::mib(4);
+    let (stop, task) = start(config, false);
+    let mut most = 0;
+    fake.until("all lines", |state| {
+        most = most.max(segments(&bench.state()));
+        state.lines().len() == 12_000
+    })
+    .await;
+    assert!(most > 2_000_000 && most < 4_200_000, "{most}");
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    check_lines(&[&fake], 12_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_say_what_was_read_and_a_copied_state_says_restored() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(300);
+    let often = Tuning { mark_interval: Duration::from_millis(100), ..tuning() };
+    let (stop, task) = start_tuned(bench.config(&[&fake], ""), false, often);
+    fake.until("a mark", |state| state.first_kinds().contains('m')).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    fake.with(|state| {
+        let mut read = 0;
+        for stored in state.stored.values() {
+            let audit = match &stored.header.kind {
+                proto::header::Kind::Mark(mark) => {
+                    assert!(mark.at_unix_ms > 1_700_000_000_000);
+                    mark.audit.clone()
+                }
+                proto::header::Kind::Close(close) => close.audit.clone(),
+                _ => None,
+            };
+            read += audit.unwrap_or_default().counts.iter().map(|count| count.read).sum::<u64>();
+        }
+        assert_eq!(read, 300, "every event is counted in one mark or close");
+    });
+    // A copy of the directory has other inodes.
+    let (from, to) = (bench.state().join("outbox"), bench.state().join("copy"));
+    std::fs::create_dir(&to).unwrap();
+    for file in std::fs::read_dir(&from).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    }
+    std::fs::rename(&from, bench.state().join("old")).unwrap();
+    std::fs::rename(&to, &from).unwrap();
+    let (_stop, task) = start(bench.config(&[&fake], ""), true);
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    fake.with(|state| {
+        let origins = state.origins();
+        let proto::header::Kind::Open(open) = &state.stored[&(origins[1], 0)].header.kind else { panic!("no open") };
+        assert!(open.restored && open.previous.is_none());
+        assert_eq!(open.restored_from, origins[0].to_bytes());
+    });
+    check_lines(&[&fake], 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_file_is_named_after_the_rest_was_read() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(50);
+    std::os::unix::fs::symlink("/proc/1/mem-that-is-not-there/x", bench.dir.path().join("logs/gone.log")).unwrap();
+    std::fs::create_dir(bench.dir.path().join("logs/dir.log")).unwrap();
+    let (_stop, task) = start(bench.config(&[&fake], ""), true);
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean, "a dangling link and a directory are no files");
+    check_lines(&[&fake], 50);
 }
 
 trait CommitOpen {

@@ -62,15 +62,23 @@ impl Owner {
 
     pub(super) fn message(&mut self, message: FromShip) -> Result<(), OwnerError> {
         match message {
-            FromShip::Contact { known_end, .. } => self.contact = Some(known_end),
+            FromShip::Contact { known_end } => self.contact = Some(known_end),
             FromShip::Status { status, received } => {
                 self.clock.answered(status.time_unix_ms, received);
+                self.last_answer = received;
                 self.take_declarations(&status);
             }
-            FromShip::Durable { origin, seq, released: true } => {
-                self.outbox.release(origin, &[seq].into_iter().collect());
+            FromShip::Durable { origin, seq, released } => {
+                if released {
+                    self.outbox.release(origin, &[seq].into_iter().collect());
+                } else {
+                    self.outbox.set_durable(origin, seq, true);
+                }
+                if std::mem::take(&mut self.refused) {
+                    self.health.set_part("dataset at aggregator", true, "");
+                    self.gauges.say("refused", None);
+                }
             }
-            FromShip::Durable { origin, seq, released: false } => self.outbox.set_durable(origin, seq, true),
             FromShip::SentAgain { batches, .. } => {
                 batches.iter().for_each(|stored| self.outbox.set_durable(stored.origin, stored.seq, false));
             }
@@ -78,7 +86,10 @@ impl Owner {
             FromShip::Wrong { stored, detail } => self.wrong(stored, &detail)?,
             FromShip::Damaged { stored, detail } => self.damaged(stored, &detail)?,
             FromShip::Refused { detail } => {
-                self.health.set_part("aggregator", false, detail.clone());
+                if !std::mem::replace(&mut self.refused, true) {
+                    tracing::warn!(detail, "an aggregator does not take a dataset yet, batches wait");
+                }
+                self.health.set_part("dataset at aggregator", false, detail.clone());
                 self.gauges.say("refused", Some(detail));
             }
             FromShip::Drained => self.drain.drained(),

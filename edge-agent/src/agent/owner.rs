@@ -93,12 +93,18 @@ pub struct Owner {
     pub(super) drain: Drain,
     pub(super) contact: Option<u64>,
     pub(super) undeclared: bool,
+    pub(super) refused: bool,
+    pub(super) last_answer: Instant,
+    pub(super) silent: bool,
     pub(super) full: bool,
     pub(super) next_upkeep: Instant,
 }
 
 /// How often numbers and space are looked after.
 const UPKEEP: Duration = Duration::from_secs(1);
+
+/// Without any answer for this long the agent says that it is not ready.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// What the owner is made of.
 pub struct Parts {
@@ -142,6 +148,9 @@ impl Owner {
             run: None,
             contact: None,
             undeclared: false,
+            refused: false,
+            last_answer: Instant::now(),
+            silent: false,
             full: false,
             next_upkeep: Instant::now(),
         }
@@ -333,6 +342,12 @@ impl Owner {
         self.outbox.saw_time(self.clock.now_ms(now).unwrap_or(0));
         if self.options.until_committed {
             self.let_go(now);
+        }
+        let silent = now.saturating_duration_since(self.last_answer) > SILENCE;
+        if std::mem::replace(&mut self.silent, silent) != silent {
+            let reason = "no aggregator has answered for more than 90 s: check [aggregators] and the network; what is \
+                          read stays in the outbox";
+            self.health.set_part("aggregators", !silent, reason);
         }
         self.outbox.tidy()?;
         self.refresh_gauges(now);

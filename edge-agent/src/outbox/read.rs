@@ -37,8 +37,10 @@ pub enum BatchReadError {
 #[derive(Debug, Clone)]
 pub struct BatchReader {
     log: RecordReader,
-    last: Arc<Mutex<Option<(RecordAt, Arc<Opened>)>>>,
+    last: Arc<Mutex<Last>>,
 }
+
+type Last = Option<(RecordAt, Arc<Opened>)>;
 
 #[derive(Debug)]
 struct Opened {

@@ -41,7 +41,7 @@ pub enum Outcome {
 /// Errors in a row that eject a node.
 const EJECT_AFTER: u32 = 3;
 const EJECT_BASE: Duration = Duration::from_millis(500);
-const EJECT_MAX: Duration = Duration::from_secs(20);
+const EJECT_MAX: Duration = Duration::from_secs(8);
 /// A home is chosen anew after this time, so that a restarted aggregator gets its share back.
 const REHOME: Duration = Duration::from_secs(600);
 

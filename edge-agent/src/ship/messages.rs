@@ -38,11 +38,9 @@ pub enum ToShip {
 /// To the owner thread.
 #[derive(Debug)]
 pub enum FromShip {
-    /// The first round of questions at start has ended: `known_end` is the exclusive end of what any aggregator knows of
+    /// The first round of questions at start has ended, with an answer: `known_end` is the exclusive end of what any aggregator knows of
     /// the newest origin.
     Contact {
-        /// Some aggregator has answered.
-        answered: bool,
         /// End of what is known of the newest origin.
         known_end: u64,
     },

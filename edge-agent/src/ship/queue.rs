@@ -183,6 +183,18 @@ impl Queue {
         }
     }
 
+    /// A node holds it already, as it has just said. True if that releases it.
+    pub fn held_already(&mut self, stored: Stored, node: Node, now: Instant) -> bool {
+        let key = Key { ordinal: self.ordinal(stored.origin), seq: stored.seq };
+        if self.until_committed || stored.place.kind == Kind::Open {
+            self.set(key, State::Durable(node, now));
+            false
+        } else {
+            self.drop_key(key);
+            true
+        }
+    }
+
     /// It waits for the owner, who replaces it by a void. False if it is not wanted any more.
     pub fn replacing(&mut self, take: &Take) -> bool {
         let current = self.is_current(take);

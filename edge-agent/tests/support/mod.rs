@@ -41,6 +41,8 @@ pub struct State {
     pub committed: BTreeMap<Origin, IntervalSet>,
     /// Commit everything as it is stored.
     pub commit_at_once: bool,
+    /// Commit opens as they are stored, and nothing else.
+    pub commit_opens_only: bool,
     pub script: VecDeque<Script>,
     pub declarations: Vec<wire::DatasetDeclaration>,
     pub version: u64,
@@ -94,6 +96,11 @@ impl State {
             .collect()
     }
 
+    /// Kinds of the first origin; empty before its open.
+    pub fn first_kinds(&self) -> String {
+        self.origins().first().map(|origin| self.kinds(*origin)).unwrap_or_default()
+    }
+
     pub fn origins(&self) -> Vec<Origin> {
         let mut origins: Vec<Origin> = self.stored.keys().map(|(origin, _)| *origin).collect();
         origins.dedup();
@@ -105,7 +112,7 @@ impl State {
 pub struct Fake {
     pub at: SocketAddr,
     pub state: Arc<Mutex<State>>,
-    stop: Arc<tokio::sync::Notify>,
+    pub stop: Arc<tokio::sync::Notify>,
 }
 
 impl Fake {
@@ -194,7 +201,7 @@ impl Ingest for Service {
                 });
                 stored.times += 1;
                 assert!(stored.header.bytes == header.bytes && stored.payload == payload, "other bytes under {id:?}");
-                if state.commit_at_once {
+                if (state.commit_at_once && !state.commit_opens_only) || (state.commit_opens_only && header.seq == 0) {
                     state.committed.entry(header.origin).or_default().insert(header.seq);
                 }
                 Answer::Durable(wire::Durable {})
