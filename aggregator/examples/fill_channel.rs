@@ -63,7 +63,9 @@ fn main() -> anyhow::Result<()> {
         tick: Duration::from_millis(200),
         pinned_after: Duration::from_secs(60),
     };
-    let (channel, _events) = ChannelHandle::open(options, Arc::new(|_| {}))?;
+    let (channel, events) = ChannelHandle::open(options, Arc::new(|_| {}))?;
+    // Nobody forwards here.
+    drop(events);
     let held = channel.stats().held_batches.load(Ordering::Relaxed);
     let bytes = channel.stats().held_bytes.load(Ordering::Relaxed);
     let mut out = std::io::stdout();

@@ -3,7 +3,8 @@
 //! Damage is counted and reported, never skipped in silence; a missing or damaged ledger costs redelivery only.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -40,7 +41,10 @@ struct Found {
 
 /// Opens everything in the data directory.
 pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u64) -> Result<Opened, ChannelError> {
-    fs::create_dir_all(&options.data_dir)
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&options.data_dir)
         .map_err(|source| ChannelError::Dir { path: options.data_dir.clone(), source })?;
     let log_options = Options {
         dir: options.data_dir.join("seg"),

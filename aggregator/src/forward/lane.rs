@@ -89,6 +89,7 @@ impl LaneTask {
     /// Runs until cancelled.
     pub async fn run(self) {
         let mut backoff = BACKOFF_FIRST;
+        let mut told = None;
         loop {
             let ended = tokio::select! {
                 () = self.cancel.cancelled() => return,
@@ -96,7 +97,11 @@ impl LaneTask {
             };
             let unclean = ended.as_ref().err().is_none_or(is_unclean);
             let reason = ended.err().map(|status| describe(&status)).unwrap_or_default();
-            tracing::info!(collector = %self.lane.peer, alone = self.lane.alone, unclean, reason, "stream to collector ended");
+            // A collector that stays away says nothing new.
+            if told.as_ref() != Some(&reason) {
+                tracing::info!(collector = %self.lane.peer, alone = self.lane.alone, unclean, reason, "no stream to collector");
+            }
+            told = Some(reason);
             if self.events.send((self.lane.clone(), Event::Broken { unclean })).await.is_err() {
                 return;
             }
