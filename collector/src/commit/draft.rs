@@ -10,7 +10,7 @@ use proto::ids::BatchId;
 use proto::intervals::IntervalSet;
 use proto::wire;
 
-use crate::ledger::staged::{GroupState, Place};
+use crate::ledger::staged::GroupState;
 use crate::ledger::{GroupKind, OriginKey, Staged};
 
 /// 16 random bytes: names a draft and its void, each used once.
@@ -91,11 +91,6 @@ impl Draft {
     /// Does this draft name the group?
     pub fn names(&self, group: u64) -> bool {
         self.groups.binary_search(&group).is_ok()
-    }
-
-    /// Does this seq without a file ride in it?
-    pub fn carries(&self, staged: &Staged, id: &BatchId) -> bool {
-        matches!(staged.find(id).map(|entry| &entry.place), Some(Place::WithoutFile(_))) && self.seqs.contains(id)
     }
 }
 

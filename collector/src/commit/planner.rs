@@ -351,3 +351,131 @@ impl Planner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: CommitId = CommitId([7; 16]);
+
+    fn draft() -> Draft {
+        let publish = wire::Publish::default();
+        Draft { id: ID, groups: vec![3], seqs: vec![], publish, bytes: Bytes::from_static(b"r"), touched: false }
+    }
+
+    fn record(id: [u8; 16]) -> Box<wire::CommitRecord> {
+        Box::new(wire::CommitRecord { commit_id: Bytes::copy_from_slice(&id), ..Default::default() })
+    }
+
+    /// A planner whose draft is written and renamed to number 5: that answer comes next.
+    fn renaming(now: Instant) -> Planner {
+        let mut planner = Planner::new(5, "_catchment/staging/me".into());
+        planner.begin(draft());
+        assert!(matches!(planner.poll(now), Some(Step::WriteDraft { id: ID, .. })));
+        assert!(planner.poll(now).is_none(), "one step at a time");
+        planner.on(Outcome::Written, now);
+        assert_eq!(planner.poll(now), Some(Step::Rename { id: ID, n: 5 }));
+        planner
+    }
+
+    #[test]
+    fn a_taken_number_is_read_before_the_next_is_tried() {
+        let now = Instant::now();
+        let mut planner = renaming(now);
+        planner.on(Outcome::Renamed(Renamed::TargetExists), now);
+        assert_eq!(planner.poll(now), Some(Step::Read { n: 5 }));
+        let effect = planner.on(Outcome::Record { n: 5, record: record([1; 16]) }, now);
+        assert!(matches!(effect, Effect::Merge { n: 5, .. }));
+        assert_eq!(planner.poll(now), Some(Step::Read { n: 6 }));
+        planner.on(Outcome::End { n: 6 }, now);
+        assert_eq!(planner.poll(now), Some(Step::Rename { id: ID, n: 6 }));
+        let effect = planner.on(Outcome::Renamed(Renamed::Done), now);
+        assert!(matches!(effect, Effect::Committed { n: 6, .. }) && planner.next() == 7);
+    }
+
+    #[test]
+    fn a_touched_draft_is_never_renamed_again() {
+        let now = Instant::now();
+        let mut planner = renaming(now);
+        planner.on(Outcome::Renamed(Renamed::TargetExists), now);
+        planner.poll(now);
+        planner.on(Outcome::Record { n: 5, record: record([1; 16]) }, now);
+        planner.touch();
+        planner.poll(now);
+        assert!(matches!(planner.on(Outcome::End { n: 6 }, now), Effect::Dead(draft) if draft.touched));
+        assert!(planner.is_idle());
+    }
+
+    #[test]
+    fn a_number_that_is_taken_and_not_shown_is_no_end() {
+        let now = Instant::now();
+        let mut planner = renaming(now);
+        planner.on(Outcome::Renamed(Renamed::TargetExists), now);
+        planner.poll(now);
+        assert!(matches!(planner.on(Outcome::End { n: 5 }, now), Effect::Nothing));
+        assert!(planner.poll(now).is_none() && planner.trouble().is_some());
+        assert_eq!(planner.poll(now + LONGEST_BACKOFF), Some(Step::Read { n: 5 }));
+    }
+
+    #[test]
+    fn an_unanswered_rename_is_settled_by_the_void() {
+        let now = Instant::now();
+        for renamed in [Renamed::Done, Renamed::TargetExists] {
+            let mut planner = renaming(now);
+            planner.on(Outcome::RenameUnanswered("timed out".into()), now);
+            assert_eq!(planner.poll(now), Some(Step::Void { id: ID }));
+            planner.on(Outcome::Again("timed out".into()), now);
+            assert!(planner.poll(now).is_none());
+            assert_eq!(planner.poll(now + LONGEST_BACKOFF), Some(Step::Void { id: ID }), "until it is answered");
+            assert!(matches!(planner.on(Outcome::Voided(renamed), now), Effect::Dead(_)));
+        }
+    }
+
+    #[test]
+    fn a_draft_that_is_gone_is_looked_for_in_the_log() {
+        let now = Instant::now();
+        let gone = || {
+            let mut planner = renaming(now);
+            planner.on(Outcome::RenameUnanswered("timed out".into()), now);
+            planner.poll(now);
+            planner.on(Outcome::Voided(Renamed::SourceMissing), now);
+            assert_eq!(planner.poll(now), Some(Step::Read { n: 5 }));
+            planner
+        };
+        let mut planner = gone();
+        let effect = planner.on(Outcome::Record { n: 5, record: record(ID.0) }, now);
+        assert!(matches!(effect, Effect::Committed { n: 5, .. }));
+        for (there, dead) in [(true, true), (false, false)] {
+            let mut planner = gone();
+            planner.on(Outcome::Record { n: 5, record: record([1; 16]) }, now);
+            planner.poll(now);
+            planner.on(Outcome::End { n: 6 }, now);
+            assert_eq!(planner.poll(now), Some(Step::OwnDirectory));
+            let effect = planner.on(Outcome::OwnDirectory(there), now);
+            assert_eq!(matches!(effect, Effect::Dead(_)), dead);
+            assert_eq!(matches!(effect, Effect::Stop(Stop::Retired(_))), !dead);
+        }
+    }
+
+    #[test]
+    fn what_was_answered_not_now_is_sent_again() {
+        let now = Instant::now();
+        let mut planner = renaming(now);
+        planner.on(Outcome::Again("standby".into()), now);
+        assert_eq!(planner.trouble(), Some("standby"));
+        assert_eq!(planner.poll(now + LONGEST_BACKOFF), Some(Step::Rename { id: ID, n: 5 }));
+        planner.on(Outcome::Renamed(Renamed::Done), now);
+        assert_eq!(planner.trouble(), None);
+    }
+
+    #[test]
+    fn a_draft_that_could_not_be_written_is_given_up_with_its_name() {
+        let now = Instant::now();
+        let mut planner = Planner::new(0, "_catchment/staging/me".into());
+        planner.begin(draft());
+        planner.poll(now);
+        planner.on(Outcome::Unusable("close was not answered".into()), now);
+        assert_eq!(planner.poll(now + LONGEST_BACKOFF), Some(Step::OwnDirectory));
+        assert!(matches!(planner.on(Outcome::OwnDirectory(true), now), Effect::Dead(_)));
+    }
+}

@@ -7,9 +7,9 @@ use proto::wire;
 use super::{Action, Answered, Coordinator, Now, Retreat, Unfinished};
 use crate::commit::draft::Author;
 use crate::commit::{CommitId, Draft, Effect, Outcome, Stop};
+use crate::ledger::GroupKey;
 use crate::ledger::committed::covers;
 use crate::ledger::staged::{GroupState, Left};
-use crate::ledger::{GroupKey, GroupKind};
 use crate::roll::{self, GroupLimits, OpenGroup};
 
 const FIRST_RETREAT: Duration = Duration::from_secs(1);
@@ -93,7 +93,10 @@ impl Coordinator {
         let closed = self.staged.groups().any(|(_, group)| matches!(group.state, GroupState::Closed { .. }));
         let seqs_due = self.staged.without_file().any(|(_, seq)| {
             let age = now.instant.saturating_duration_since(seq.since);
-            self.draining || (seq.urgent && age >= self.settings.opens_within) || age >= self.settings.roll.age
+            self.draining
+                || seq.requested
+                || (seq.urgent && age >= self.settings.opens_within)
+                || age >= self.settings.roll.age
         });
         if (closed && !waits) || seqs_due {
             let author = Author {
@@ -269,10 +272,5 @@ impl Coordinator {
         if !files.is_empty() {
             self.unfinished.insert(n, Unfinished { incarnation, files, not_before });
         }
-    }
-
-    /// Quarantined batches are in a group like any other.
-    pub fn quarantine_open(&self) -> bool {
-        self.staged.groups().any(|(_, group)| group.key.kind == GroupKind::Quarantine)
     }
 }

@@ -87,7 +87,7 @@ impl Coordinator {
             }
             _ => false,
         };
-        self.staged.add_without_file(id, WithoutFile { kind, since: now.instant, urgent }, stream);
+        self.staged.add_without_file(id, WithoutFile { kind, since: now.instant, urgent, requested: false }, stream);
         self.answer_staged(stream, id);
     }
 

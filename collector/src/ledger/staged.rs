@@ -81,6 +81,8 @@ pub struct WithoutFile {
     pub since: Instant,
     /// An open that somebody waits for: committed within 2 s.
     pub urgent: bool,
+    /// Somebody asked for an early roll.
+    pub requested: bool,
 }
 
 /// Where a batch is.
@@ -120,7 +122,7 @@ pub struct Staged {
     entries: HashMap<OriginKey, BTreeMap<u64, Entry>>,
     groups: BTreeMap<u64, Group>,
     open: HashMap<GroupKey, u64>,
-    without_file: BTreeMap<BatchId, ()>,
+    without_file: BTreeSet<BatchId>,
     batches: usize,
 }
 
@@ -135,6 +137,11 @@ impl Staged {
         let Some(entry) = self.entry_mut(id) else { return false };
         if !entry.waiters.contains(&stream) {
             entry.waiters.push(stream);
+        }
+        if let Place::Group(number) = entry.place
+            && let Some(group) = self.groups.get_mut(&number)
+        {
+            group.streams.insert(stream);
         }
         true
     }
@@ -188,7 +195,7 @@ impl Staged {
 
     /// Keeps a seq without a file.
     pub fn add_without_file(&mut self, id: &BatchId, seq: WithoutFile, stream: StreamId) {
-        self.without_file.insert(id.clone(), ());
+        self.without_file.insert(id.clone());
         let place = Place::WithoutFile(Box::new(seq));
         self.insert(id, Entry { place, waiters: vec![stream], appended: true, refused: None });
     }
@@ -272,7 +279,9 @@ impl Staged {
 
     /// Removes a seq without a file.
     pub fn remove_without_file(&mut self, id: &BatchId) -> Option<Left> {
-        self.without_file.remove(id)?;
+        if !self.without_file.remove(id) {
+            return None;
+        }
         Some(Left { id: id.clone(), entry: self.remove(id)? })
     }
 
@@ -293,14 +302,19 @@ impl Staged {
         (groups, seqs)
     }
 
-    /// Asks for an early roll of everything a stream waits for; returns whether there is anything.
-    pub fn request_roll(&mut self, stream: StreamId) -> bool {
-        let mut any = false;
+    /// Asks for an early roll of everything a stream waits for.
+    pub fn request_roll(&mut self, stream: StreamId) {
         for group in self.groups.values_mut().filter(|group| group.streams.contains(&stream)) {
             group.requested = true;
-            any = true;
         }
-        any
+        for id in self.without_file.iter() {
+            let entry = self.entries.get_mut(&OriginKey::of(id)).and_then(|seqs| seqs.get_mut(&id.seq));
+            if let Some(Entry { place: Place::WithoutFile(seq), waiters, .. }) = entry
+                && waiters.contains(&stream)
+            {
+                seq.requested = true;
+            }
+        }
     }
 
     /// A group by number.
@@ -315,7 +329,7 @@ impl Staged {
 
     /// Seqs without a file, in order of identity.
     pub fn without_file(&self) -> impl Iterator<Item = (&BatchId, &WithoutFile)> {
-        self.without_file.keys().filter_map(|id| match &self.find(id)?.place {
+        self.without_file.iter().filter_map(|id| match &self.find(id)?.place {
             Place::WithoutFile(seq) => Some((id, &**seq)),
             Place::Group(_) => None,
         })
@@ -407,7 +421,7 @@ mod tests {
         for (seq, number) in [(1, 0), (2, 0), (3, 1)] {
             stage(&mut staged, seq, number, now);
         }
-        let mark = WithoutFile { kind: Kind::Mark(wire::Mark::default()), since: now, urgent: false };
+        let mark = WithoutFile { kind: Kind::Mark(wire::Mark::default()), since: now, urgent: false, requested: false };
         staged.add_without_file(&id(4), mark, 7);
         let cover = Cover { key: OriginKey::of(&id(0)), seqs: [2, 4, 9].into_iter().collect() };
         let (groups, seqs) = staged.touched_by(&[cover]);
@@ -417,6 +431,25 @@ mod tests {
         assert!(staged.remove_without_file(&id(4)).is_some());
         assert_eq!(staged.len(), 1);
         assert!(staged.find(&id(1)).is_none() && staged.find(&id(3)).is_some());
+    }
+
+    #[test]
+    fn an_early_roll_concerns_what_the_stream_waits_for() {
+        let now = Instant::now();
+        let mut staged = Staged::default();
+        staged.add_group(0, key(1), now);
+        staged.add_group(1, key(2), now);
+        stage(&mut staged, 1, 0, now);
+        stage(&mut staged, 2, 1, now);
+        let mark = WithoutFile { kind: Kind::Mark(wire::Mark::default()), since: now, urgent: false, requested: false };
+        staged.add_without_file(&id(3), mark, 7);
+        assert!(staged.wait(&id(2), 8) && !staged.wait(&id(9), 8));
+        staged.request_roll(8);
+        let requested: Vec<_> = staged.groups().map(|(number, group)| (number, group.requested)).collect();
+        assert_eq!(requested, [(0, false), (1, true)]);
+        assert!(!staged.without_file().next().unwrap().1.requested);
+        staged.request_roll(7);
+        assert!(staged.groups().all(|(_, group)| group.requested) && staged.without_file().next().unwrap().1.requested);
     }
 
     #[test]

@@ -1,0 +1,87 @@
+//! What ends a run: its directory is gone, a newer release was here, or the log is damaged. Each with a clear
+//! sentence, and nothing changed.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use collector::config::Config;
+use collector::run::Collector;
+use common::supervise::Shutdown;
+use proto::header::Header;
+use proto::ids::Origin;
+use proto::record::{encode_record, number_name};
+use proto::wire::{self, collect_client::CollectClient, deliver_request::Message};
+use tokio_stream::StreamExt;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn config(root: &Path) -> Config {
+    let text = format!(
+        "name = \"col-1\"\nlisten = \"127.0.0.1:0\"\n[destination]\nurl = \"file://{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [[datasets]]\nname = \"d\"\n",
+        root.display()
+    );
+    common::config::parse(&text).unwrap()
+}
+
+/// Runs a collector until it stops by itself; its sentence.
+async fn reason(root: &Path) -> String {
+    let collector = Collector::start(config(root), Shutdown::new(Duration::from_secs(5))).await.unwrap();
+    let end = tokio::time::timeout(PATIENCE, collector.join()).await.expect("it stops");
+    format!("{:#}", end.expect_err("it does not end as if nothing were wrong"))
+}
+
+fn commits(root: &Path) -> PathBuf {
+    let dir = root.join("_catchment/commits");
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn a_newer_format_of_the_destination_stops_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("_catchment")).unwrap();
+    std::fs::write(dir.path().join("_catchment/format"), "2\n").unwrap();
+    let reason = reason(dir.path()).await;
+    assert!(reason.contains("newer release") && reason.contains("_catchment/format"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_record_with_an_unknown_action_stops_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = wire::CommitRecord { format: 1, commit_id: vec![1; 16].into(), ..Default::default() };
+    std::fs::write(commits(dir.path()).join(number_name(0)), encode_record(&record)).unwrap();
+    let reason = reason(dir.path()).await;
+    assert!(reason.contains("newer release") && reason.contains("record 0"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_damaged_record_stops_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut record = encode_record(&wire::CommitRecord { format: 1, ..Default::default() });
+    *record.last_mut().unwrap() ^= 1;
+    std::fs::write(commits(dir.path()).join(number_name(0)), record).unwrap();
+    let reason = reason(dir.path()).await;
+    assert!(reason.contains("commit log cannot be used"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_run_whose_directory_is_gone_is_retired() {
+    let dir = tempfile::tempdir().unwrap();
+    let shutdown = Shutdown::new(Duration::from_secs(5));
+    let mut collector = Collector::start(config(dir.path()), shutdown).await.unwrap();
+    collector.status.wait_for(|snapshot| !snapshot.incarnation.is_empty()).await.unwrap();
+    std::fs::remove_dir_all(dir.path().join("_catchment/staging")).unwrap();
+    let mut client = CollectClient::connect(format!("http://{}", collector.address)).await.unwrap();
+    let header = Header::encode(Origin::mint(1, 1), 0, wire::batch_header::Kind::Open(wire::Open::default())).unwrap();
+    let delivery = wire::Delivery { agent: "web-1".into(), header: header.bytes, ..Default::default() };
+    let requests = [Message::Hello(wire::AggregatorHello::default()), Message::Delivery(delivery)];
+    let requests = requests.map(|message| wire::DeliverRequest { message: Some(message) });
+    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
+    let answers = client.deliver(requests).await.unwrap();
+    let end = tokio::time::timeout(PATIENCE, collector.join()).await.expect("it stops").unwrap_err();
+    let reason = format!("{end:#}");
+    assert!(reason.contains("retired") && reason.contains("_catchment/staging/col-1-"), "{reason}");
+    assert_eq!(std::fs::read_dir(commits(dir.path())).unwrap().count(), 0);
+    drop(answers);
+}
