@@ -189,11 +189,14 @@ pub enum ChannelEvent {
     },
 }
 
+/// Id, index, and the bits of answered batches of a segment.
+pub type OpenedSegment = (u64, Arc<SegmentIndex>, Bitmap);
+
 /// The channel as it was opened.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Segments in order, each with the bits of its answered batches.
-    pub segments: Vec<(u64, Arc<SegmentIndex>, Bitmap)>,
+    pub segments: Vec<OpenedSegment>,
     /// Reads payloads back.
     pub reader: RecordReader,
     /// Broken sends of every batch that has any.

@@ -186,8 +186,8 @@ impl Forwarder {
     fn on_channel(&mut self, event: ChannelEvent) {
         match event {
             ChannelEvent::Reset(snapshot) => {
-                self.reader = Some(snapshot.reader.clone());
-                self.state.reset(*snapshot);
+                self.reader = Some(snapshot.reader);
+                self.state.reset(snapshot.segments, snapshot.broken);
             }
             ChannelEvent::Appended { segment, entries } => {
                 entries.iter().for_each(|(entry, from)| self.state.stored(segment, entry, *from));

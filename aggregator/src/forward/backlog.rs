@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use proto::ids::{AgentName, BatchId};
 
-use crate::channel::Location;
 use crate::channel::bitmap::Bitmap;
 use crate::channel::index::{Entry, IndexBuilder, NewEntry, Route, SegmentIndex};
+use crate::channel::{Location, OpenedSegment};
 
 /// Before everything.
 pub const START: Location = Location { segment: 0, ordinal: 0 };
@@ -44,7 +44,7 @@ pub struct Backlog {
 
 impl Backlog {
     /// The channel as it was opened: segments with the bits of answered batches.
-    pub fn new(segments: Vec<(u64, Arc<SegmentIndex>, Bitmap)>) -> Self {
+    pub fn new(segments: Vec<OpenedSegment>) -> Self {
         let part = |(id, index, taken)| (id, Part { contents: Contents::Sealed(index), taken });
         Self { parts: segments.into_iter().map(part).collect() }
     }

@@ -13,7 +13,8 @@ use proto::wire::CollectorStatus;
 use super::peer::{Lane, PeerName};
 use super::state::{ALONE_AFTER, Forward, Limits, SUSPECT_AFTER, Verdict};
 use crate::channel::Location;
-use crate::channel::index::{NewEntry, Route, SeqKind};
+use crate::channel::bitmap::Bitmap;
+use crate::channel::index::{IndexBuilder, NewEntry, Route, SeqKind};
 
 const GRACE: Duration = Duration::from_secs(3);
 const CREDIT: u64 = 250;
@@ -31,6 +32,7 @@ enum Step {
     Status { peer: u8, waiting: bool, draining: bool, since_ms: u32 },
     Advance { ms: u16 },
     Peers { mask: u8 },
+    Reopen,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,6 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(peer, waiting, draining, since_ms)| Step::Status { peer, waiting, draining, since_ms }),
         2 => (0u16..5000).prop_map(|ms| Step::Advance { ms }),
         1 => (1u8..8).prop_map(|mask| Step::Peers { mask }),
+        1 => Just(Step::Reopen),
     ]
 }
 
@@ -72,6 +75,7 @@ struct World {
     broken: HashMap<BatchId, u32>,
     released: BTreeSet<BatchId>,
     next_seq: [u64; 4],
+    segment: u64,
     ordinals: u32,
 }
 
@@ -108,6 +112,7 @@ impl World {
             broken: HashMap::new(),
             released: BTreeSet::new(),
             next_seq: [0; 4],
+            segment: 1,
             ordinals: 0,
         }
     }
@@ -128,8 +133,8 @@ impl World {
         let seq = self.next_seq[usize::from(agent)];
         self.next_seq[usize::from(agent)] += 1;
         let id = BatchId { agent: name, origin: Origin([agent; 16]), seq };
-        self.state.stored(1, &self.entry(&id, route, bytes), None);
-        self.places.insert(id.clone(), Location { segment: 1, ordinal: self.ordinals });
+        self.state.stored(self.segment, &self.entry(&id, route, bytes), None);
+        self.places.insert(id.clone(), Location { segment: self.segment, ordinal: self.ordinals });
         self.ordinals += 1;
         self.bytes.insert(id, bytes);
     }
@@ -143,9 +148,26 @@ impl World {
         let id = held[usize::from(nth) % held.len()].clone();
         let from = self.places[&id];
         let route = 0;
-        self.state.stored(1, &self.entry(&id, route, self.bytes[&id]), Some(from));
-        self.places.insert(id, Location { segment: 1, ordinal: self.ordinals });
+        self.state.stored(self.segment, &self.entry(&id, route, self.bytes[&id]), Some(from));
+        self.places.insert(id, Location { segment: self.segment, ordinal: self.ordinals });
         self.ordinals += 1;
+    }
+
+    /// The channel is opened again: every unanswered batch has another place, claims stay.
+    fn reopen(&mut self) {
+        let mut builder = IndexBuilder::new(0);
+        self.segment += 1;
+        let mut held: Vec<_> = self.places.keys().filter(|id| !self.released.contains(*id)).cloned().collect();
+        held.sort();
+        for id in held {
+            let ordinal = builder.push(&self.entry(&id, 0, self.bytes[&id]));
+            self.places.insert(id, Location { segment: self.segment, ordinal });
+        }
+        let index = builder.finish();
+        let answered = Bitmap::new(index.entries.len() as u32);
+        self.state.reset(vec![(self.segment, Arc::new(index), answered)], self.broken.clone());
+        self.segment += 1;
+        self.ordinals = 0;
     }
 
     fn connect(&mut self, lane: &Lane) {
@@ -324,6 +346,7 @@ impl World {
             }
             Step::Advance { ms } => self.advance(u64::from(ms)),
             Step::Peers { mask } => self.set_peers(mask),
+            Step::Reopen => self.reopen(),
         }
     }
 

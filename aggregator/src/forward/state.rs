@@ -17,7 +17,7 @@ use proto::wire::CollectorStatus;
 use super::backlog::{Backlog, START};
 use super::peer::{AloneLane, Lane, LaneState, Out, Peer, PeerName, Standing};
 use crate::channel::index::NewEntry;
-use crate::channel::{Location, Released, Snapshot};
+use crate::channel::{Location, OpenedSegment, Released};
 
 /// Unclean breaks after which a batch travels alone.
 pub const ALONE_AFTER: u32 = 3;
@@ -128,9 +128,9 @@ impl Forward {
     }
 
     /// The channel was (re)opened: places are new, claims stay.
-    pub fn reset(&mut self, snapshot: Snapshot) {
-        self.backlog = Backlog::new(snapshot.segments);
-        self.broken = snapshot.broken;
+    pub fn reset(&mut self, segments: Vec<OpenedSegment>, broken: HashMap<BatchId, u32>) {
+        self.backlog = Backlog::new(segments);
+        self.broken = broken;
         self.isolated.clear();
         let mut places = HashMap::new();
         if !self.flights.is_empty() {
