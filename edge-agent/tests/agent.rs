@@ -261,7 +261,7 @@ async fn an_undeclared_dataset_waits_in_the_log() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     let declarations = fake.with(|state| {
         state.version = 7;
-        std::mem::replace(&mut state.declarations, Vec::new())
+        std::mem::take(&mut state.declarations)
     });
     bench.write(500);
     let (stop, task) = start(bench.config(&[&fake], ""), false);

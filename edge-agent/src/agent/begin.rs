@@ -71,6 +71,7 @@ impl Owner {
             FromShip::Durable { origin, seq, released } => {
                 if released {
                     self.outbox.release(origin, &[seq].into_iter().collect());
+                    self.released = true;
                 } else {
                     self.outbox.set_durable(origin, seq, true);
                 }
@@ -108,7 +109,7 @@ impl Owner {
             );
             self.gauges.say("contradicted", Some(origin.to_string()));
         }
-        self.outbox.committed(origin, seqs);
+        self.released |= self.outbox.committed(origin, seqs) > 0;
         if self.run.as_mut().is_some_and(|run| run.committed(origin, seqs.contains(0))) {
             self.tell(ToShip::OpenGate);
         }

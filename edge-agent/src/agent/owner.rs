@@ -94,6 +94,8 @@ pub struct Owner {
     pub(super) contact: Option<u64>,
     pub(super) undeclared: bool,
     pub(super) refused: bool,
+    /// Batches were released since the last look.
+    pub(super) released: bool,
     pub(super) last_answer: Instant,
     pub(super) silent: bool,
     pub(super) full: bool,
@@ -149,6 +151,7 @@ impl Owner {
             contact: None,
             undeclared: false,
             refused: false,
+            released: false,
             last_answer: Instant::now(),
             silent: false,
             full: false,
@@ -334,6 +337,10 @@ impl Owner {
         if self.run.as_mut().is_some_and(|run| run.gate_timed_out(now)) {
             tracing::warn!("the open of this run was not seen committed in time, sending all the same");
             self.tell(ToShip::OpenGate);
+        }
+        if self.full && std::mem::take(&mut self.released) {
+            // Somebody waits for the space.
+            self.outbox.tidy()?;
         }
         if now < self.next_upkeep {
             return Ok(());
