@@ -19,8 +19,6 @@ use crate::run;
 use crate::verify::masker::Masker;
 use crate::verify::{self, Outcome, input};
 
-/// Hosts, each with an agent; half of them rename their logs, half copy and truncate them.
-const HOSTS: usize = 8;
 const AGGREGATORS: usize = 2;
 const COLLECTORS: usize = 2;
 /// Longest wait for the logs to be written.
@@ -36,19 +34,38 @@ pub struct Options {
     pub bytes: u64,
     /// Bytes per second.
     pub rate: u64,
+    /// Hosts, each with an agent; half of them rename their logs, half copy and truncate them. An even number.
+    pub hosts: usize,
+    /// How the data is published.
+    pub dataset: Dataset,
+    /// Where it is published; `<dir>/data` if `None`.
+    pub dest: Option<String>,
+}
+
+impl Options {
+    /// What the command shows: eight hosts, Parquet.
+    pub fn new(dir: PathBuf) -> Self {
+        let dataset = Dataset { format: "parquet".into(), ..Dataset::default() };
+        Self { dir, bytes: 120_000_000, rate: 4_000_000, hosts: 8, dataset, dest: None }
+    }
+
+    fn dest(&self, dir: &Path) -> String {
+        self.dest.clone().unwrap_or_else(|| format!("file://{}", dir.join("data").display()))
+    }
 }
 
 /// Runs the demo; the folder of the published data is `<dir>/data`.
 pub fn demo(options: &Options, program: Program) -> Result<Outcome> {
     let dir = std::path::absolute(&options.dir)?;
     ensure_empty(&dir)?;
-    let (logs, data) = (dir.join("logs"), dir.join("data"));
-    let mut cluster = Cluster::create(spec(&logs, &data), program, &dir.join("processes"))?;
+    let logs = dir.join("logs");
+    let dest = options.dest(&dir);
+    let mut cluster = Cluster::create(spec(options, &logs, &dest), program, &dir.join("processes"))?;
     let mut progress = Progress::new("demo");
     progress.say("starting 2 collectors and 2 aggregators");
     cluster.start_servers()?;
     let writers = Writers::start(options, &logs);
-    progress.say("starting 8 agents; their logs are written and rotated while they read");
+    progress.say(&format!("starting {} agents; their logs are written and rotated while they read", options.hosts));
     cluster.start_agents(false)?;
 
     let mut killer = Killer::new(plan(options), false);
@@ -64,10 +81,10 @@ pub fn demo(options: &Options, program: Program) -> Result<Outcome> {
 
     verify::verify(&verify::Options {
         logs: input::matched_files(&[pattern(&logs.join("*"))])?,
-        dest: format!("file://{}", data.display()),
-        dataset: None,
+        dest,
+        dataset: Some(options.dataset.name.clone()),
         masker: Masker::Replace,
-        log_format: Some(dataset().log_format),
+        log_format: Some(options.dataset.log_format.clone()),
         known: Default::default(),
     })
 }
@@ -75,7 +92,7 @@ pub fn demo(options: &Options, program: Program) -> Result<Outcome> {
 /// How to read the result, line by line.
 pub fn how_to_read(dir: &Path) -> Result<String> {
     let dir = std::path::absolute(dir)?;
-    let files = format!("{}/data/{}/*/*.parquet", dir.display(), dataset().name);
+    let files = format!("{}/data/{}/*/*.parquet", dir.display(), Dataset::default().name);
     let query = format!(
         "select event_date, count(*) as events from read_parquet('{files}', hive_partitioning = true) group by all order by all"
     );
@@ -86,10 +103,6 @@ pub fn how_to_read(dir: &Path) -> Result<String> {
          logs and state of the processes: {dir}/processes",
         dir = dir.display()
     ))
-}
-
-fn dataset() -> Dataset {
-    Dataset { format: "parquet".into(), ..Dataset::default() }
 }
 
 fn ensure_empty(dir: &Path) -> Result<()> {
@@ -106,13 +119,13 @@ fn pattern(host: &Path) -> String {
     format!("{}/access.log*", host.display())
 }
 
-fn spec(logs: &Path, data: &Path) -> Spec {
+fn spec(options: &Options, logs: &Path, dest: &str) -> Spec {
     Spec {
-        agents: (0..HOSTS).map(|host| vec![pattern(&logs.join(generate::host_name(host)))]).collect(),
+        agents: (0..options.hosts).map(|host| vec![pattern(&logs.join(generate::host_name(host)))]).collect(),
         aggregators: AGGREGATORS,
         collectors: COLLECTORS,
-        dest: format!("file://{}", data.display()),
-        dataset: dataset(),
+        dest: dest.to_owned(),
+        dataset: options.dataset.clone(),
         masking: Masking::Replace,
         ack: Ack::Committed,
         roll: Roll { bytes: 64 << 20, age: Duration::from_secs(3), idle: Duration::from_secs(2) },
@@ -131,7 +144,7 @@ fn plan(options: &Options) -> Vec<Kill> {
         at_committed: events * percent / 100,
         down: Duration::from_secs(1),
     };
-    vec![kill(Tier::EdgeAgent, 3, 15), kill(Tier::Aggregator, 0, 35), kill(Tier::Collector, 1, 55)]
+    vec![kill(Tier::EdgeAgent, options.hosts / 2 - 1, 15), kill(Tier::Aggregator, 0, 35), kill(Tier::Collector, 1, 55)]
 }
 
 /// The threads that write the logs.
@@ -145,17 +158,17 @@ impl Writers {
         let written = Arc::new(AtomicU64::new(0));
         let half = |first_host: usize, rotate: Rotate| generate::Options {
             bytes: options.bytes / 2,
-            hosts: HOSTS / 2,
+            hosts: options.hosts / 2,
             first_host,
             out: logs.to_owned(),
             seed: 1,
             rate: Some((options.rate / 2).max(1)),
             rotate,
-            rotate_bytes: (options.bytes / HOSTS as u64 / 5).max(100_000),
+            rotate_bytes: (options.bytes / options.hosts as u64 / 5).max(100_000),
             odd_per_million: generate::ODD_PER_MILLION,
             end: generate::yesterday(),
         };
-        let halves = [half(0, Rotate::Rename), half(HOSTS / 2, Rotate::Copytruncate)];
+        let halves = [half(0, Rotate::Rename), half(options.hosts / 2, Rotate::Copytruncate)];
         let threads = halves.map(|half| {
             let written = written.clone();
             std::thread::spawn(move || generate::generate(&half, &written))

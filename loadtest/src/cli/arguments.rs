@@ -200,7 +200,8 @@ impl Demo {
             let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
             PathBuf::from("catchment-demo").join(now)
         };
-        demo::Options { dir: self.dest.clone().unwrap_or_else(fresh), bytes: self.bytes.as_u64(), rate: self.rate }
+        let dir = self.dest.clone().unwrap_or_else(fresh);
+        demo::Options { bytes: self.bytes.as_u64(), rate: self.rate, ..demo::Options::new(dir) }
     }
 }
 
