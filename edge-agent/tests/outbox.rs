@@ -133,7 +133,7 @@ fn check(outbox: &Outbox, model: &Model, tolerant: bool) -> Result<(), TestCaseE
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_committed_comes_back(steps in steps()) {
