@@ -46,13 +46,15 @@ impl<'a> Scan<'a> {
 }
 
 #[inline]
-fn next(stops: &mut Memchr3<'_>, bytes: &[u8], is_candidate: fn(&[u8], usize) -> bool) -> usize {
+fn next(stops: &mut Memchr3<'_>, bytes: &[u8], is_candidate: impl Fn(&[u8], usize) -> bool) -> usize {
     stops.find(|at| is_candidate(bytes, *at)).unwrap_or(usize::MAX)
 }
 
 /// `@`, `%` and `+`.
 fn sign(bytes: &[u8], at: usize) -> bool {
     match bytes[at] {
+        // Not that of `+0000`, nor a query's spaces. (Where a field name stands before it, its delimiter is the stop.)
+        b'+' if !matches!(bytes.get(at + 1), Some(b'1'..=b'9' | b'(' | b'%')) => false,
         b'+' => number_follows(bytes, at + 1, 8),
         b'@' => local_ends(bytes, at) && domain_begins(bytes, at + 1),
         _ => percent(bytes, at),
@@ -126,6 +128,8 @@ fn number_follows(bytes: &[u8], at: usize, least: usize) -> bool {
 fn value_follows(bytes: &[u8], from: usize, to: usize) -> bool {
     let mut at = to;
     match bytes.get(at) {
+        // Most colons stand in clock times: no name ends before them.
+        Some(b'1'..=b'9') if from == 0 || matches!(bytes[from - 1], b'0' | b'1' | b'3'..=b'9') => return false,
         Some(b'0'..=b'9' | b'(' | b'+' | b' ' | b'"' | b'\'' | b'\\' | b'%') => {}
         _ => return false,
     }
