@@ -106,6 +106,10 @@ mod tests {
         let mut text = "a".repeat(300_000);
         text.push_str("=40 x@y.zz ");
         text.push_str(&"1+".repeat(100_000));
+        text.push_str(&"z".repeat(2_000_000));
+        text.push_str(" a@b ");
+        text.push_str(&"y".repeat(1_000_000));
+        text.push_str("@nowhere %40");
         assert!(masked(&text).contains("<email>"));
     }
 

@@ -73,7 +73,17 @@ fn search(line: &[u8], at: usize) -> Step {
             return Step::Mask(end);
         }
     }
-    Step::GoOn(esc(line, at).unwrap_or(at + 1))
+    Step::GoOn(esc(line, at).unwrap_or_else(|| behind_word(line, at)))
+}
+
+/// Where to go on when a local part began at this place and no address came of it: behind its run of plain bytes. One
+/// that begins further on in the run ends where this one did, and so fails as it did; without this a long word would be walked once per byte.
+fn behind_word(line: &[u8], at: usize) -> usize {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b >= 0x80 || b"_+.'|-".contains(&b);
+    let end = times(at, 0, usize::MAX, |at| one(line, at, plain)).unwrap_or(at);
+    // Where an escape follows, the local part did not end with the plain bytes.
+    let whole = first(line, at).is_some() && end > at && byte(line, end).is_none_or(|b| b != b'%' && b != b'\\');
+    if whole { end } else { at + 1 }
 }
 
 fn at_sign(line: &[u8], at: usize) -> Option<usize> {
