@@ -329,6 +329,7 @@ impl Ship {
             }
             Some(Answer::Busy(busy)) => {
                 counts.sends.busy.add(1);
+                self.queue.not_counted(take);
                 let delay = Duration::from_millis(busy.delay_ms.clamp(10, 60_000));
                 if busy.reason() == BusyReason::Undeclared {
                     // The batch waits, not the node.

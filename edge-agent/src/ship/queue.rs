@@ -169,6 +169,15 @@ impl Queue {
         }
     }
 
+    /// The answer was *busy*: that is no failed attempt, and takes nothing out of the retry budget.
+    pub fn not_counted(&mut self, take: &Take) {
+        if self.is_current(take)
+            && let Some(tracked) = self.batches.get_mut(&take.key)
+        {
+            tracked.attempts = take.attempts;
+        }
+    }
+
     /// A node has stored it. True if that releases it.
     pub fn stored_by(&mut self, take: &Take, node: Node, now: Instant) -> bool {
         if !self.is_current(take) {
