@@ -81,6 +81,21 @@ pub(super) fn dot() -> String {
     format!("(?-u){DOT}")
 }
 
+/// An AT.
+pub(super) fn at() -> String {
+    format!("(?-u){AT}")
+}
+
+/// Nothing but one ESC.
+pub(super) fn whole_escape() -> String {
+    format!(r"(?-u)\A{ESC}\z")
+}
+
+/// A PLUS at the beginning.
+pub(super) fn begins_with_plus() -> String {
+    format!(r"(?-u)\A{PLUS}")
+}
+
 /// Pass 1. Groups: 1 the address, 2 AT, 3 DOMAIN.
 pub(super) fn email() -> String {
     let (first, char) = (first(), char());

@@ -1,7 +1,8 @@
 //! The two passes of `docs/masking.md` over one event: what is a match, what is rejected, what is put in its place.
 //!
-//! Invariant: `QUICK` never changes the result, it only saves the search from trying an escape again from each of
-//! its neighbours (else lines of many escapes would take time quadratic in their length).
+//! Invariant: `QUICK` never changes the result. It tells the parts of a match by its bytes instead of by groups, which
+//! are slow, and saves the search from trying an escape again from each of its neighbours (else lines of many escapes
+//! would take time quadratic in their length).
 
 use regex::bytes::Regex;
 
@@ -12,11 +13,27 @@ use super::token::{Kind, Tokens, normal_email};
 #[derive(Debug, Clone)]
 pub(super) struct Passes {
     email: Regex,
+    at: Regex,
     local_run: Regex,
     dot: Regex,
     whole_tld: Regex,
     phone: Regex,
+    whole_escape: Regex,
+    plus: Regex,
     group: Regex,
+}
+
+/// What pass 2 found; `number` is where NUMBER begins.
+#[derive(Debug, Clone, Copy)]
+enum Rule {
+    /// TOKEN, CLOCK or ESC.
+    Copied,
+    /// A or B.
+    Plus { number: usize },
+    /// K.
+    Key { short: bool, number: usize },
+    /// Z.
+    Zeros { number: usize },
 }
 
 /// Most digits of a phone number (E.164).
@@ -27,10 +44,13 @@ impl Passes {
         let regex = |pattern: String| Regex::new(&pattern).expect("the grammar's patterns are fixed and compile");
         Self {
             email: regex(grammar::email()),
+            at: regex(grammar::at()),
             local_run: regex(grammar::local_run()),
             dot: regex(grammar::dot()),
             whole_tld: regex(grammar::whole_tld()),
             phone: regex(grammar::phone()),
+            whole_escape: regex(grammar::whole_escape()),
+            plus: regex(grammar::begins_with_plus()),
             group: regex(grammar::group_or_separator()),
         }
     }
@@ -40,17 +60,16 @@ impl Passes {
         out.clear();
         let (mut position, mut copied) = (0, 0);
         while let Some(found) = self.email.find_at(line, position) {
-            let groups = self.email.captures_at(line, found.start());
-            let Some(groups) = groups.filter(|groups| groups.get(1).is_some()) else {
+            let Some((at_end, domain)) = self.address::<QUICK>(line, found.start(), found.end()) else {
                 position = if QUICK { self.behind_escape(line, found.start(), found.end(), true) } else { found.end() };
                 continue;
             };
-            let end = match groups.get(3) {
+            let end = match domain {
                 None => Some(found.end()),
-                Some(domain) => self.domain_end(domain.as_bytes()).map(|end| domain.start() + end),
+                Some(domain) => self.domain_end(&line[domain..found.end()]).map(|end| domain + end),
             };
             let Some(end) = end else {
-                position = groups.get(2).map_or(found.end(), |at| at.end());
+                position = at_end;
                 continue;
             };
             out.extend_from_slice(&line[copied..found.start()]);
@@ -59,6 +78,19 @@ impl Passes {
         }
         out.extend_from_slice(&line[copied..]);
         copied > 0
+    }
+
+    /// For a match that is an address: where AT ends, and where DOMAIN begins if it is none in brackets.
+    fn address<const QUICK: bool>(&self, line: &[u8], start: usize, end: usize) -> Option<(usize, Option<usize>)> {
+        if QUICK {
+            // No local part holds an AT, so the first one is it; an escape that is an AT begins with it.
+            let at = self.at.find(&line[start..end]).filter(|at| at.start() > 0)?;
+            let at_end = start + at.end();
+            return Some((at_end, (line[at_end] != b'[').then_some(at_end)));
+        }
+        let groups = self.email.captures_at(line, start)?;
+        groups.get(1)?;
+        Some((groups.get(2)?.end(), groups.get(3).map(|domain| domain.start())))
     }
 
     /// Where the domain ends once words that are no TLD are dropped; none if no domain is left.
@@ -96,37 +128,66 @@ impl Passes {
         let (mut position, mut copied, mut clean) = (0, 0, 0);
         while let Some(found) = self.phone.find_at(line, position) {
             let start = found.start();
-            let Some(groups) = self.phone.captures_at(line, start) else { break };
             let at_edge =
                 |also: u8| start == clean || !(line[start - 1].is_ascii_alphanumeric() || line[start - 1] == also);
-            let number = if let (Some(whole), Some(number)) =
-                (groups.get(1).or(groups.get(3)), groups.get(2).or(groups.get(4)))
-            {
-                let end = at_edge(b'_').then(|| self.number_end(number.as_bytes(), 8)).flatten();
-                end.map(|end| (whole.start(), number.start() + end))
-            } else if let Some(number) = groups.get(7) {
-                let edge = groups.get(6).is_none() || at_edge(b'A');
-                let end = edge.then(|| self.number_end(number.as_bytes(), 7)).flatten();
-                end.map(|end| (number.start(), number.start() + end))
-            } else if let Some(number) = groups.get(8) {
-                (number.len() <= MAX_DIGITS + 2).then_some((number.start(), number.end()))
-            } else {
-                let escape = matches!(line[start], b'\\' | b'%');
-                let end = found.end();
-                position = if QUICK && escape { self.behind_escape(line, start, end, false) } else { end };
-                clean = position;
-                continue;
+            let rule = self.rule::<QUICK>(line, start, found.end());
+            let number = match rule {
+                Rule::Copied => {
+                    let escape = matches!(line[start], b'\\' | b'%');
+                    let end = found.end();
+                    position = if QUICK && escape { self.behind_escape(line, start, end, false) } else { end };
+                    clean = position;
+                    continue;
+                }
+                Rule::Plus { number } if at_edge(b'_') => {
+                    self.number_end(&line[number..found.end()], 8).map(|end| (start, number + end))
+                }
+                Rule::Key { short, number } if !short || at_edge(b'A') => {
+                    self.number_end(&line[number..found.end()], 7).map(|end| (number, number + end))
+                }
+                Rule::Zeros { number } => (found.end() - number <= MAX_DIGITS + 2).then_some((number, found.end())),
+                Rule::Plus { .. } | Rule::Key { .. } => None,
             };
             let Some((from, to)) = number else {
                 position = start + 1;
                 continue;
             };
+            let zeros = matches!(rule, Rule::Zeros { .. });
             out.extend_from_slice(&line[copied..from]);
-            tokens.push(Kind::Phone, |form| self.normal_phone(&line[from..to], groups.get(8).is_some(), form), out);
+            tokens.push(Kind::Phone, |form| self.normal_phone(&line[from..to], zeros, form), out);
             (position, copied, clean) = (to, to, to);
         }
         out.extend_from_slice(&line[copied..]);
         copied > 0
+    }
+
+    /// By which rule pass 2 found `start..end`. The quick way tells the common ones by their first bytes.
+    fn rule<const QUICK: bool>(&self, line: &[u8], start: usize, end: usize) -> Rule {
+        let text = &line[start..end];
+        if QUICK {
+            match text[0] {
+                b'<' | b'0'..=b'9' => return Rule::Copied,
+                b'+' => return Rule::Plus { number: start + 1 },
+                b'%' | b'\\' if self.whole_escape.is_match(text) => return Rule::Copied,
+                b'%' | b'\\' => {
+                    if let Some(plus) = self.plus.find(text) {
+                        return Rule::Plus { number: start + plus.end() };
+                    }
+                }
+                _ => {}
+            }
+        }
+        let Some(groups) = self.phone.captures_at(line, start) else { return Rule::Copied };
+        let begin = |group: usize| groups.get(group).map(|group| group.start());
+        if let Some(number) = begin(2).or(begin(4)) {
+            Rule::Plus { number }
+        } else if let Some(number) = begin(7) {
+            Rule::Key { short: groups.get(6).is_some(), number }
+        } else if let Some(number) = begin(8) {
+            Rule::Zeros { number }
+        } else {
+            Rule::Copied
+        }
     }
 
     /// Digit groups of a number: `(start, end)`.
