@@ -37,6 +37,8 @@ const MAX_STREAMS: u32 = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long agents that are in the middle of a call are told *busy* before their connections are closed.
 const LAME_DUCK: Duration = Duration::from_millis(200);
+/// Time for the last answers to leave after everything in flight is answered.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// A running aggregator.
 #[derive(Debug)]
@@ -128,12 +130,22 @@ async fn serve(
     let service = IngestServer::new(ingest).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(Duration::from_secs(30)));
     let ending = shutdown.clone();
+    let draining = node.clone();
     let drained = async move {
         ending.draining().await;
-        node.drain();
+        draining.drain();
         tokio::time::sleep(LAME_DUCK).await;
     };
-    Server::builder()
+    // A peer that keeps its connection open and says nothing more must not hold the drain back.
+    let late = async {
+        shutdown.draining().await;
+        tokio::time::sleep(LAME_DUCK).await;
+        while node.stats().in_flight.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
@@ -141,9 +153,11 @@ async fn serve(
         .timeout(REQUEST_TIMEOUT)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .layer(layer)
-        .serve_with_incoming_shutdown(service, incoming, drained)
-        .await?;
-    Ok(())
+        .serve_with_incoming_shutdown(service, incoming, drained);
+    tokio::select! {
+        result = server => Ok(result?),
+        () = late => Ok(()),
+    }
 }
 
 /// Forwards until the drain, waits until all that was taken is answered, then lets the channel write its ledger.
