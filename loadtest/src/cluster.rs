@@ -46,7 +46,7 @@ impl Program {
     /// A command of a tier.
     pub fn command(&self, tier: Tier, args: &[&str]) -> Command {
         let mut command = Command::new(&self.0);
-        command.arg0(tier.binary()).args(args);
+        command.arg0(tier.binary()).args(args).env(crate::tier::LEASH, "1");
         command
     }
 }

@@ -16,8 +16,17 @@ pub fn called_as(program: &OsStr) -> Option<Tier> {
     Tier::ALL.into_iter().find(|tier| name == tier.binary())
 }
 
+/// Set for processes that must not outlive who started them; their standard input is a pipe that closes with it.
+pub const LEASH: &str = "CATCHMENT_LOADTEST_LEASH";
+
 /// Is that tier until it ends.
 pub fn main(tier: Tier) -> Result<ExitCode> {
+    if std::env::var_os(LEASH).is_some() {
+        std::thread::Builder::new().name("leash".into()).stack_size(64 * 1024).spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            std::process::abort();
+        })?;
+    }
     match tier {
         Tier::EdgeAgent => Ok(edge_agent::cli::main()),
         Tier::Aggregator => aggregator::cli::main().map(|()| ExitCode::SUCCESS),

@@ -8,6 +8,9 @@ use anyhow::Result;
 use crate::cluster::Cluster;
 use crate::cluster::spec::{Tier, node_name};
 
+/// A flow that is not back after so long has nothing left to carry: the kill came too late.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
 /// One planned kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kill {
@@ -38,7 +41,7 @@ pub struct Killed {
 enum State {
     Waiting,
     Down { at: Instant, index: usize },
-    Back { at: Instant, committed: u64 },
+    Back { at: Instant, since: Instant, committed: u64 },
 }
 
 /// Carries out a plan, one kill after the other.
@@ -100,15 +103,18 @@ impl Killer {
                         cluster.wait_ready(tier, index)?;
                     }
                 }
-                self.now = Some((kill, State::Back { at, committed }));
+                self.now = Some((kill, State::Back { at, since: Instant::now(), committed }));
                 Ok(Some(format!("started {} again", node_name(kill.tier, index))))
             }
-            State::Back { at, committed: before } if committed > before => {
+            State::Back { at, committed: before, .. } if committed > before => {
                 let took = at.elapsed();
                 if let Some(killed) = self.done.last_mut() {
                     killed.back_after = Some(took);
                 }
                 Ok(Some(format!("events are committed again {:.1} s after the kill", took.as_secs_f64())))
+            }
+            State::Back { since, .. } if since.elapsed() > GIVE_UP => {
+                Ok(Some(format!("nothing was committed for {GIVE_UP:?} after the restart: there was nothing left")))
             }
             State::Back { .. } => {
                 self.now = Some((kill, state));

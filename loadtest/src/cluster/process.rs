@@ -41,11 +41,12 @@ pub struct Ended {
 }
 
 impl Process {
-    /// Starts `command`; what it writes is appended to `log`.
+    /// Starts `command`; what it writes is appended to `log`. Its standard input stays open as long as this process
+    /// lives, so that it can tell.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         let out = OpenOptions::new().create(true).append(true).open(log)?;
         let err = out.try_clone()?;
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
+        let child = command.stdin(Stdio::piped()).stdout(out).stderr(err).spawn();
         let child = child.with_context(|| format!("cannot start {name}"))?;
         let (peak, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let sampler = std::thread::spawn({

@@ -14,6 +14,7 @@ pub fn program() -> Program {
 }
 
 /// A dataset of a format.
+#[allow(dead_code, reason = "not every test binary chooses")]
 pub fn dataset(format: &str, compression: &str) -> Dataset {
     Dataset { format: format.into(), compression: compression.into(), ..Dataset::default() }
 }

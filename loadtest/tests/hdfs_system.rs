@@ -1,0 +1,139 @@
+//! The three tiers as processes against a real HDFS: live logs with kills, what Hadoop's own shell reads, and an outage of
+//! the NameNode under load. Needs `java` and `mvn`.
+
+mod scene;
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use loadtest::cluster::Cluster;
+use loadtest::cluster::spec::{Ack, Roll, Tier};
+use loadtest::generate::{self, Rotate};
+use loadtest::hadoop::{Hdfs, Options};
+use loadtest::progress::Progress;
+use loadtest::verify::masker::Masker;
+use loadtest::verify::{self, input};
+use loadtest::{demo, run};
+
+use scene::{dataset, program, small_spec};
+
+fn hdfs() -> Hdfs {
+    Hdfs::start(&Options::default()).unwrap()
+}
+
+fn logs(dir: &std::path::Path, bytes: u64) -> Vec<std::path::PathBuf> {
+    let options = generate::Options {
+        bytes,
+        hosts: 2,
+        first_host: 0,
+        out: dir.to_owned(),
+        seed: 21,
+        rate: None,
+        rotate: Rotate::None,
+        rotate_bytes: u64::MAX,
+        odd_per_million: generate::ODD_PER_MILLION,
+        end: generate::yesterday(),
+    };
+    generate::generate(&options, &AtomicU64::new(0)).unwrap();
+    input::matched_files(&[format!("{}/*/access.log", dir.display())]).unwrap()
+}
+
+#[test]
+fn live_logs_kills_and_hadoops_own_shell() {
+    let hdfs = hdfs();
+    let dir = tempfile::tempdir().unwrap();
+    let options = demo::Options {
+        bytes: 18_000_000,
+        rate: 1_000_000,
+        hosts: 4,
+        dataset: dataset("text", "zstd"),
+        dest: Some(format!("{}/live", hdfs.url())),
+        ..demo::Options::new(dir.path().join("live"))
+    };
+    let outcome = demo::demo(&options, program()).unwrap();
+    assert!(outcome.is_exact(), "{}", verify::report::verdict(&outcome));
+
+    // Gzip text as Hadoop decodes it: as many lines as were published.
+    let files = logs(&dir.path().join("logs"), 4_000_000);
+    let finished = run::run(
+        &run::Options {
+            logs: files,
+            dest: format!("{}/gzip", hdfs.url()),
+            dataset: dataset("text", "gzip"),
+            agents: 2,
+            aggregators: 1,
+            collectors: 2,
+            masker: Masker::Replace,
+            work: None,
+        },
+        program(),
+    )
+    .unwrap();
+    assert!(finished.outcome.is_exact(), "{}", verify::report::verdict(&finished.outcome));
+    let text = hdfs.text("/gzip/clickstream/*/*.log.gz").unwrap();
+    assert_eq!(memchr::memchr_iter(b'\n', &text).count() as u64, finished.outcome.sums.published);
+    // Zstd, byte for byte as the reader's own tool gets it.
+    let frames = hdfs.cat("/live/clickstream/*/*.log.zst").unwrap();
+    let lines = zstd::stream::decode_all(&frames[..]).unwrap();
+    assert_eq!(memchr::memchr_iter(b'\n', &lines).count() as u64, outcome.sums.published);
+}
+
+fn outage(ack: Ack) {
+    let mut hdfs = hdfs();
+    let dir = tempfile::tempdir().unwrap();
+    let files = logs(&dir.path().join("logs"), 6_000_000);
+    let mut spec = small_spec(dir.path(), Vec::new());
+    spec.agents = run::share_out(&files, 2);
+    spec.aggregators = 2;
+    spec.ack = ack;
+    spec.dest = format!("{}/outage", hdfs.url());
+    spec.roll = Roll { age: Duration::from_secs(2), ..spec.roll };
+    let dest = spec.dest.clone();
+    let mut cluster = Cluster::create(spec, program(), &dir.path().join("nodes")).unwrap();
+    cluster.start(Tier::Collector, 0).unwrap();
+    cluster.wait_ready(Tier::Collector, 0).unwrap();
+    cluster.start(Tier::Aggregator, 0).unwrap();
+    cluster.wait_ready(Tier::Aggregator, 0).unwrap();
+    cluster.start_agent(0, true).unwrap();
+    wait_until(|| cluster.sum(Tier::Aggregator, "accepted_batches") > 1);
+    hdfs.stop_namenode();
+    // An aggregator and an agent that are started while nothing can be committed.
+    cluster.start(Tier::Aggregator, 1).unwrap();
+    cluster.start_agent(1, true).unwrap();
+    // Twelve roll ages.
+    std::thread::sleep(Duration::from_secs(24));
+    cluster.check_all_alive(&[Tier::Aggregator, Tier::Collector]).unwrap();
+    hdfs.start_namenode().unwrap();
+    let mut progress = Progress::new("outage");
+    run::wait_for_agents(&mut cluster, &mut progress).unwrap();
+    run::drain_servers(&mut cluster, &mut progress).unwrap();
+    let options = verify::Options {
+        logs: files,
+        dest,
+        dataset: None,
+        masker: Masker::Replace,
+        log_format: None,
+        known: Default::default(),
+    };
+    let outcome = verify::verify(&options).unwrap();
+    assert!(outcome.is_exact(), "{}", verify::report::verdict(&outcome));
+    assert!(outcome.found.quarantined_batches.is_empty());
+}
+
+#[test]
+fn an_outage_under_load_with_ack_committed() {
+    outage(Ack::Committed);
+}
+
+#[test]
+fn an_outage_under_load_with_ack_durable() {
+    outage(Ack::Durable);
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to pass within a minute");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
