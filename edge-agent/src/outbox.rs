@@ -374,7 +374,13 @@ impl Outbox {
 
     /// Writes down releases and gives back the space of released segments. To be called now and then, and at the end.
     pub fn tidy(&mut self) -> Result<(), OutboxError> {
+        self.give_back()?;
+        // Only now: a row forgotten before its releases are durable would come back with holes, and holes become voids.
         self.index.forget_rows();
+        Ok(())
+    }
+
+    fn give_back(&mut self) -> Result<(), OutboxError> {
         let active = self.log.active();
         if self.index.kept().0 == 0 && active.is_some_and(|(_, bytes)| bytes > self.worth_sealing() / 4) {
             return self.rotate();

@@ -290,3 +290,27 @@ fn a_damaged_record_becomes_voids_and_is_kept() {
     drop(outbox);
     assert!(open(dir.path()).1.voided.is_empty(), "once");
 }
+
+#[test]
+fn a_forgotten_origin_never_comes_back_as_voids() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut outbox, _) = open(dir.path());
+    outbox.append_open(origin(1), wire::Open::default()).unwrap();
+    outbox.append_chunk(origin(1), chunk(3, 2_000, 1)).unwrap();
+    outbox.commit().unwrap();
+    drop(outbox);
+    let (mut outbox, _) = open(dir.path());
+    let previous = Some(wire::PreviousOrigin { origin: origin(1).to_bytes(), end: 4 });
+    outbox.append_open(origin(2), wire::Open { previous, ..Default::default() }).unwrap();
+    outbox.commit().unwrap();
+    // The last batches of the old run are released in the same moment in which the open that names its end is committed.
+    outbox.committed(origin(2), &[0].into_iter().collect());
+    outbox.release(origin(1), &(0..4).collect());
+    outbox.tidy().unwrap();
+    drop(outbox);
+    let (mut outbox, recovered) = open(dir.path());
+    assert_eq!(recovered.voided, []);
+    assert_eq!(outbox.kept(), []);
+    outbox.tidy().unwrap();
+    assert_eq!(outbox.index().rows().iter().map(|row| row.origin).collect::<Vec<_>>(), [origin(2)]);
+}
