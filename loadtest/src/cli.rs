@@ -108,7 +108,11 @@ fn chaos_command(arguments: &arguments::Chaos) -> Result<ExitCode> {
             None => Ok(()),
         }
     })?;
-    say(if exact { "verdict: every event once, in every round" } else { "verdict: NOT exact" })?;
+    say(if exact {
+        "verdict: every event once, in every round, with a process of each tier killed"
+    } else {
+        "verdict: NOT good: see the rounds"
+    })?;
     Ok(code(exact))
 }
 

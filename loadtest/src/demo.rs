@@ -2,28 +2,19 @@
 //! carry them to a local directory; one process of each tier is killed on the way; at the end every event is counted.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::chaos::drive;
-use crate::chaos::killer::{Kill, Killer};
+use crate::chaos::killer::Kill;
+use crate::cluster::Program;
 use crate::cluster::spec::{Ack, Dataset, Masking, Roll, Spec, Tier};
-use crate::cluster::{Cluster, Program};
-use crate::generate::{self, Rotate, Written};
-use crate::progress::{Flow, Progress};
-use crate::run;
-use crate::verify::masker::Masker;
-use crate::verify::{self, Outcome, input};
+use crate::live::{self, LINE_BYTES};
+use crate::progress::Progress;
+use crate::verify::Outcome;
 
 const AGGREGATORS: usize = 2;
 const COLLECTORS: usize = 2;
-/// Longest wait for the logs to be written.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(600);
-const STOP_WITHIN: Duration = Duration::from_secs(90);
 
 /// What to show.
 #[derive(Debug, Clone)]
@@ -58,35 +49,20 @@ impl Options {
 pub fn demo(options: &Options, program: Program) -> Result<Outcome> {
     let dir = std::path::absolute(&options.dir)?;
     ensure_empty(&dir)?;
-    let logs = dir.join("logs");
-    let dest = options.dest(&dir);
-    let mut cluster = Cluster::create(spec(options, &logs, &dest), program, &dir.join("processes"))?;
+    let run = live::Options {
+        spec: spec(options, &options.dest(&dir)),
+        dir,
+        hosts: options.hosts,
+        bytes: options.bytes,
+        rate: options.rate,
+        seed: 1,
+        kills: plan(options),
+    };
     let mut progress = Progress::new("demo");
-    progress.say("starting 2 collectors and 2 aggregators");
-    cluster.start_servers()?;
-    let writers = Writers::start(options, &logs);
-    progress.say(&format!("starting {} agents; their logs are written and rotated while they read", options.hosts));
-    cluster.start_agents(false)?;
-
-    let mut killer = Killer::new(plan(options), false);
-    drive(&mut cluster, &mut killer, &mut progress, &mut |_, _| Ok(()))?;
-    writers.join(&cluster, &mut progress)?;
-    progress.say("the logs are complete; agents read what is left, then everything drains");
-    cluster.stop_all(Tier::EdgeAgent, STOP_WITHIN)?;
-    cluster.start_agents(true)?;
-    run::wait_for_agents(&mut cluster, &mut progress)?;
-    run::drain_servers(&mut cluster, &mut progress)?;
+    let finished = live::live(&run, program, &mut progress, &mut |_, _| Ok(()))?;
     progress.finish();
-    ensure!(killer.is_done() && killer.killed().len() == 3, "not every tier lost a process: {:?}", killer.killed());
-
-    verify::verify(&verify::Options {
-        logs: input::matched_files(&[pattern(&logs.join("*"))])?,
-        dest,
-        dataset: Some(options.dataset.name.clone()),
-        masker: Masker::Replace,
-        log_format: Some(options.dataset.log_format.clone()),
-        known: Default::default(),
-    })
+    ensure!(finished.killed.len() == 3, "not every tier lost a process: {:?}", finished.killed);
+    Ok(finished.outcome)
 }
 
 /// How to read the result, line by line.
@@ -115,13 +91,9 @@ fn ensure_empty(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn pattern(host: &Path) -> String {
-    format!("{}/access.log*", host.display())
-}
-
-fn spec(options: &Options, logs: &Path, dest: &str) -> Spec {
+fn spec(options: &Options, dest: &str) -> Spec {
     Spec {
-        agents: (0..options.hosts).map(|host| vec![pattern(&logs.join(generate::host_name(host)))]).collect(),
+        agents: Vec::new(),
         aggregators: AGGREGATORS,
         collectors: COLLECTORS,
         dest: dest.to_owned(),
@@ -137,7 +109,7 @@ fn spec(options: &Options, logs: &Path, dest: &str) -> Spec {
 
 /// One process of each tier, with events committed before, between and after.
 fn plan(options: &Options) -> Vec<Kill> {
-    let events = options.bytes / 232;
+    let events = options.bytes / LINE_BYTES;
     let kill = |tier, index, percent: u64| Kill {
         tier,
         index,
@@ -145,50 +117,4 @@ fn plan(options: &Options) -> Vec<Kill> {
         down: Duration::from_secs(1),
     };
     vec![kill(Tier::EdgeAgent, options.hosts / 2 - 1, 15), kill(Tier::Aggregator, 0, 35), kill(Tier::Collector, 1, 55)]
-}
-
-/// The threads that write the logs.
-struct Writers {
-    threads: Vec<JoinHandle<Result<Written>>>,
-    written: Arc<AtomicU64>,
-}
-
-impl Writers {
-    fn start(options: &Options, logs: &Path) -> Self {
-        let written = Arc::new(AtomicU64::new(0));
-        let half = |first_host: usize, rotate: Rotate| generate::Options {
-            bytes: options.bytes / 2,
-            hosts: options.hosts / 2,
-            first_host,
-            out: logs.to_owned(),
-            seed: 1,
-            rate: Some((options.rate / 2).max(1)),
-            rotate,
-            rotate_bytes: (options.bytes / options.hosts as u64 / 5).max(100_000),
-            odd_per_million: generate::ODD_PER_MILLION,
-            end: generate::yesterday(),
-        };
-        let halves = [half(0, Rotate::Rename), half(options.hosts / 2, Rotate::Copytruncate)];
-        let threads = halves.map(|half| {
-            let written = written.clone();
-            std::thread::spawn(move || generate::generate(&half, &written))
-        });
-        Self { threads: threads.into(), written }
-    }
-
-    fn join(self, cluster: &Cluster, progress: &mut Progress) -> Result<()> {
-        let began = Instant::now();
-        while self.threads.iter().any(|thread| !thread.is_finished()) {
-            cluster.check_all_alive(&Tier::ALL)?;
-            progress.show(Flow::of(cluster));
-            if began.elapsed() > WRITTEN_WITHIN {
-                bail!("only {} bytes of logs were written in {WRITTEN_WITHIN:?}", self.written.load(Ordering::Relaxed));
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-        for thread in self.threads {
-            thread.join().map_err(|_| anyhow!("a writer of logs failed"))??;
-        }
-        Ok(())
-    }
 }

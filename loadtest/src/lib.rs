@@ -8,6 +8,7 @@ pub mod demo;
 pub mod event_id;
 pub mod generate;
 pub mod hadoop;
+pub mod live;
 pub mod progress;
 pub mod run;
 pub mod tier;

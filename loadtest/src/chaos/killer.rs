@@ -50,15 +50,13 @@ pub struct Killer {
     plan: std::vec::IntoIter<Kill>,
     now: Option<(Kill, State)>,
     done: Vec<Killed>,
-    /// Whether agents are started with `--once`.
-    once: bool,
 }
 
 impl Killer {
     /// Kills in the order of `at_committed`.
-    pub fn new(mut plan: Vec<Kill>, once: bool) -> Self {
+    pub fn new(mut plan: Vec<Kill>) -> Self {
         plan.sort_by_key(|kill| kill.at_committed);
-        Self { plan: plan.into_iter(), now: None, done: Vec::new(), once }
+        Self { plan: plan.into_iter(), now: None, done: Vec::new() }
     }
 
     /// Nothing is planned any more and everything runs again.
@@ -97,7 +95,7 @@ impl Killer {
             State::Down { at, index } => {
                 before_restart(cluster, kill.tier)?;
                 match kill.tier {
-                    Tier::EdgeAgent => cluster.start_agent(index, self.once)?,
+                    Tier::EdgeAgent => cluster.start_agent(index, false)?,
                     tier => {
                         cluster.start(tier, index)?;
                         cluster.wait_ready(tier, index)?;

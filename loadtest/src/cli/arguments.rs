@@ -214,6 +214,9 @@ pub struct Chaos {
     /// Bytes of logs per round.
     #[arg(long, default_value = "1GB")]
     bytes: ByteSize,
+    /// Bytes per second of all hosts together.
+    #[arg(long, value_parser = parse_rate, default_value = "20MB/s")]
+    rate: u64,
     /// file:///DIR or hdfs://HOST:PORT/DIR; each round gets a folder below it.
     #[arg(long)]
     dest: String,
@@ -239,12 +242,14 @@ impl Chaos {
         chaos::Options {
             rounds: self.rounds,
             bytes: self.bytes.as_u64(),
+            rate: self.rate,
             dest: self.dest.clone(),
             change_config: self.change_config,
             seed: self.seed.unwrap_or_else(|| rand::random_range(0..1_000_000)),
             dataset: self.shape.dataset(),
             ack: if self.ack == "durable" { Ack::Durable } else { Ack::Committed },
-            agents: self.shape.agents.into(),
+            // Half of the hosts rename, half copy and truncate.
+            agents: usize::from(self.shape.agents).next_multiple_of(2),
             aggregators: self.shape.aggregators.into(),
             collectors: self.shape.collectors.into(),
             work: self.shape.work.clone(),
