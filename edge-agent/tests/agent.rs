@@ -399,6 +399,29 @@ async fn an_unreadable_file_is_named_after_the_rest_was_read() {
     check_lines(&[&fake], 50);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_appended_behind_the_close() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(100);
+    let (stop, task) = start(bench.config(&[&fake], ""), false);
+    fake.until("the first lines", |state| state.lines().len() == 100).await;
+    // The drain takes a while, and the log goes on growing.
+    fake.with(|state| state.script.extend((0..4).map(|_| Script::Busy(200))));
+    stop.drain();
+    while !task.is_finished() {
+        bench.write(1);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    fake.with(|state| {
+        let kinds = state.first_kinds();
+        assert_eq!(kinds.find('c'), Some(kinds.len() - 1), "{kinds}");
+    });
+    let (_stop, task) = start(bench.config(&[&fake], ""), true);
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    check_lines(&[&fake], bench.next);
+}
+
 trait CommitOpen {
     fn commit_open(&mut self);
 }

@@ -70,6 +70,11 @@ impl Drain {
         self.stage != Stage::Reading
     }
 
+    /// Has the origin its close? Nothing is appended behind that.
+    pub fn is_closed(&self) -> bool {
+        self.stage == Stage::Sending
+    }
+
     /// Everything that was asked for has been sent.
     pub fn drained(&mut self) {
         self.drained = true;

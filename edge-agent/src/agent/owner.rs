@@ -176,8 +176,12 @@ impl Owner {
         }
     }
 
-    /// One round of reading and appending. True if something was read.
+    /// One round of reading and appending. True if something was read. What is written behind the close is the next
+    /// run's.
     fn turn(&mut self, now: Instant) -> Result<bool, OwnerError> {
+        if self.drain.is_closed() {
+            return Ok(false);
+        }
         let mut progressed = false;
         let (batching, flush) = (self.options.batching, self.drain.is_flushing());
         let now_us = self.clock.now_or_own_ms(now) * 1000;
