@@ -8,10 +8,11 @@ pub mod balance;
 pub mod client;
 mod contact;
 pub mod messages;
+mod nodes;
 pub mod queue;
 mod retry;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ use self::messages::{DrainUntil, FromShip, ToShip};
 use self::queue::{Queue, Take};
 use self::retry::Retry;
 use crate::outbox::Stored;
+use crate::outbox::index::Kind;
 use crate::outbox::read::{BatchReadError, BatchReader};
 use crate::status::Gauges;
 
@@ -216,45 +218,6 @@ impl Ship {
         self.contact.forget_held();
     }
 
-    /// The aggregators of this agent: the first of the ring by its name, or all in the order given.
-    fn use_peers(&mut self) {
-        let peers = self.peers.borrow_and_update().clone();
-        let chosen: Vec<Node> = match self.options.policy {
-            Policy::Priority => {
-                let place = |peer: &&String| self.options.order.iter().position(|one| one == *peer);
-                let mut ordered: Vec<&String> = peers.iter().collect();
-                ordered.sort_by_key(|peer| place(peer).unwrap_or(usize::MAX));
-                ordered.into_iter().take(FAN_OUT).map(|peer| Node::from(peer.as_str())).collect()
-            }
-            Policy::Home | Policy::Spread => {
-                let ring = common::ring::Ring::new(&peers);
-                let successors = ring.successors(self.options.agent.as_str().as_bytes());
-                successors.take(FAN_OUT).map(Node::from).collect()
-            }
-        };
-        let mut needed: HashSet<Node> = chosen.iter().cloned().collect();
-        needed.extend(self.queue.questions(usize::MAX).into_iter().map(|(node, _)| node));
-        self.clients.retain(|node, _| needed.contains(node));
-        self.balance.set_nodes(chosen);
-        self.next_status = Instant::now();
-    }
-
-    fn client(&mut self, node: &Node) -> Option<Client> {
-        if let Some(client) = self.clients.get(node) {
-            return Some(client.clone());
-        }
-        match Client::new(node, &self.options.agent, self.options.timeout) {
-            Ok(client) => {
-                self.clients.insert(node.clone(), client.clone());
-                Some(client)
-            }
-            Err(error) => {
-                tracing::error!(node = %node, error, "aggregator address is not usable");
-                None
-            }
-        }
-    }
-
     fn fill(&mut self, now: Instant) {
         while self.sends.len() < MOST_REQUESTS
             && let Some(take) = self.queue.take(now, self.options.in_flight_bytes)
@@ -265,10 +228,17 @@ impl Ship {
                 continue;
             }
             let node = self.balance.pick(now, rand::random(), take.avoid.as_ref());
-            let Some((node, client)) = node.and_then(|node| self.client(&node).map(|client| (node, client))) else {
+            let Some(node) = node else {
                 self.queue.landed(&take);
                 self.queue.put_back(&take);
                 return;
+            };
+            let Some(client) = self.client(&node) else {
+                // An address that is none is left like an aggregator that does not answer.
+                self.balance.report(&node, Outcome::Failed, true, now, rand::random());
+                self.queue.landed(&take);
+                self.queue.put_back(&take);
+                continue;
             };
             tracing::trace!(%node, seq = take.stored.seq, "sending batch");
             let send = client.send(take, self.reader.clone(), self.declarations_version);
@@ -343,7 +313,11 @@ impl Ship {
             Some(Answer::Wrong(wrong)) => {
                 counts.sends.wrong.add(1);
                 let detail = format!("{}: {}", wrong.reason().as_str_name(), wrong.detail);
-                if self.queue.replacing(take) {
+                if take.stored.place.kind == Kind::Void {
+                    // Another void would be answered the same: the fault is over there, and nothing is left to give up.
+                    tracing::error!(%node, seq = take.stored.seq, detail, "aggregator does not take a void");
+                    again = Some((self.retry.delay(take.attempts + 8, random), Some(node.clone())));
+                } else if self.queue.replacing(take) {
                     self.tell(FromShip::Wrong { stored: take.stored, detail });
                 }
             }
@@ -428,8 +402,9 @@ impl Ship {
     }
 
     fn ask(&mut self, node: &Node, origin: Option<Origin>) {
-        if let Some(client) = self.client(node) {
-            self.asks.spawn(client.ask(origin, self.declarations_version));
+        match self.client(node) {
+            Some(client) => drop(self.asks.spawn(client.ask(origin, self.declarations_version))),
+            None => self.contacted(node, origin, None),
         }
     }
 

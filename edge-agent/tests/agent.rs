@@ -400,6 +400,38 @@ async fn an_unreadable_file_is_named_after_the_rest_was_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_none_holds_nothing_up() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(50);
+    let mut config = bench.config(&[&fake], "");
+    config.aggregators.peers.insert(0, "not|a|host:7070".to_owned());
+    config.aggregators.policy = edge_agent::ship::balance::Policy::Priority;
+    let (_stop, task) = start(config, true);
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap().unwrap(), End::Clean);
+    check_lines(&[&fake], 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_void_that_is_refused_is_kept_and_no_other_is_made() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(100);
+    let (stop, task) = start(bench.config(&[&fake], ""), false);
+    fake.until("the first lines", |state| state.lines().len() == 100).await;
+    fake.with(|state| state.script.extend([Script::Wrong, Script::Wrong]));
+    bench.write(10);
+    fake.until("the void", |state| state.first_kinds().contains('v')).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    fake.with(|state| {
+        let voids = state.stored.values().filter_map(|stored| match &stored.header.kind {
+            proto::header::Kind::Void(void) => Some(void.events),
+            _ => None,
+        });
+        assert_eq!(voids.collect::<Vec<_>>(), [10], "the void that was made first");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_appended_behind_the_close() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     bench.write(100);

@@ -3,6 +3,9 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+/// Times that an answer can have: up to the end of the year 9999, so that nothing computed from one overflows.
+const USABLE_MS: std::ops::RangeInclusive<i64> = 1..=253_402_300_799_999;
+
 /// The last answer's time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AggregatorClock {
@@ -12,7 +15,7 @@ pub struct AggregatorClock {
 impl AggregatorClock {
     /// An answer with `unix_ms` was received at `received`.
     pub fn answered(&mut self, unix_ms: i64, received: Instant) {
-        if unix_ms > 0 && self.last.is_none_or(|(_, before)| received >= before) {
+        if USABLE_MS.contains(&unix_ms) && self.last.is_none_or(|(_, before)| received >= before) {
             self.last = Some((unix_ms, received));
         }
     }
@@ -48,5 +51,9 @@ mod tests {
         assert_eq!(clock.now_ms(now + Duration::from_millis(250)), Some(1_250));
         clock.answered(0, now + Duration::from_millis(300));
         assert_eq!(clock.now_ms(now + Duration::from_millis(300)), Some(1_300), "an answer without time is ignored");
+        for absurd in [i64::MIN, -1, i64::MAX, i64::MAX / 1000] {
+            clock.answered(absurd, now + Duration::from_millis(400));
+            assert_eq!(clock.now_or_own_ms(now + Duration::from_millis(400)) * 1000, 1_400_000);
+        }
     }
 }

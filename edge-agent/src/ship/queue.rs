@@ -123,10 +123,7 @@ impl Queue {
             self.waiting.remove(&(at, key));
             self.set(key, State::Ready);
         }
-        let key = *self.ready.first()?;
-        if self.gated == Some(key.ordinal) && key.seq > 0 {
-            return None;
-        }
+        let key = self.next_ready()?;
         let bytes = u64::from(self.batches.get(&key)?.stored.place.bytes);
         if self.in_flight_bytes > 0 && self.in_flight_bytes + bytes > limit {
             return None;
@@ -137,6 +134,17 @@ impl Queue {
         let take = Take { key, stored: tracked.stored, attempts: tracked.attempts, avoid: tracked.avoid.clone() };
         tracked.attempts += 1;
         Some(take)
+    }
+
+    /// The oldest batch that is ready and that the gate lets through: it never holds back other origins.
+    fn next_ready(&self) -> Option<Key> {
+        let first = *self.ready.first()?;
+        match self.gated {
+            Some(ordinal) if ordinal == first.ordinal && first.seq > 0 => {
+                self.ready.range(Key { ordinal: ordinal + 1, seq: 0 }..).next().copied()
+            }
+            _ => Some(first),
+        }
     }
 
     /// A request has ended, however; to be called once per [`take`](Self::take), before the outcome.
@@ -268,7 +276,11 @@ impl Queue {
         let mut stored = Vec::with_capacity(keys.len());
         for key in keys {
             self.set(key, State::Ready);
-            stored.extend(self.batches.get(&key).map(|tracked| tracked.stored));
+            if let Some(tracked) = self.batches.get_mut(&key) {
+                // No send of it has failed: that takes nothing out of the retry budget.
+                tracked.attempts = 0;
+                stored.push(tracked.stored);
+            }
         }
         stored
     }
@@ -280,7 +292,7 @@ impl Queue {
 
     /// Is something ready that the gate lets through?
     pub fn has_ready(&self) -> bool {
-        self.ready.first().is_some_and(|key| self.gated != Some(key.ordinal) || key.seq == 0)
+        self.next_ready().is_some()
     }
 
     /// Batches that no aggregator has stored yet.
@@ -383,6 +395,31 @@ mod tests {
         assert_eq!(sent, [(origin(1), 4), (origin(2), 0)]);
         queue.open_gate();
         assert_eq!(queue.take(now, 1 << 20).unwrap().stored.seq, 1);
+    }
+
+    #[test]
+    fn a_closed_gate_holds_back_no_other_origin() {
+        let now = Instant::now();
+        let mut queue = Queue::new(true);
+        // The owner closes the gate before it hands over what is left of earlier runs.
+        queue.close_gate(origin(2));
+        queue.add(stored(1, 4));
+        queue.add(stored(2, 0));
+        queue.add(stored(2, 1));
+        let sent: Vec<_> =
+            std::iter::from_fn(|| queue.take(now, 1 << 20)).map(|t| (t.stored.origin, t.stored.seq)).collect();
+        assert_eq!(sent, [(origin(2), 0), (origin(1), 4)]);
+        assert!(!queue.has_ready());
+    }
+
+    #[test]
+    fn what_a_node_lost_is_no_retry() {
+        let now = Instant::now();
+        let mut queue = filled(true, 1);
+        let take = queue.take(now, 1 << 20).unwrap();
+        queue.stored_by(&take, "a".into(), now);
+        queue.give_up(&"a".into());
+        assert_eq!(queue.take(now, 1 << 20).unwrap().attempts, 0);
     }
 
     #[test]
