@@ -24,11 +24,11 @@ pub enum Place {
     Quarantine,
 }
 
-/// What is known of one event, or of equal ones.
+/// What is known of one event, or of equal ones: a log may hold one line a million times.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
-    expected: u16,
-    found: u16,
+    expected: u32,
+    found: u32,
 }
 
 /// One generated event: counts saturate, which is enough to see "not once".
@@ -180,7 +180,7 @@ fn head_key(masked: &[u8]) -> u128 {
 
 fn add_id(sums: &mut Sums, count: IdCount) {
     if !count.destroyed {
-        return add(sums, u16::from(count.expected), u16::from(count.found));
+        return add(sums, u32::from(count.expected), u32::from(count.found));
     }
     sums.destroyed += 1;
     sums.destroyed_but_found += u64::from(count.found > 0);
@@ -188,7 +188,7 @@ fn add_id(sums: &mut Sums, count: IdCount) {
     sums.duplicated += u64::from(count.found.saturating_sub(count.expected.max(1)));
 }
 
-fn add(sums: &mut Sums, expected: u16, found: u16) {
+fn add(sums: &mut Sums, expected: u32, found: u32) {
     if expected == 0 {
         sums.unexpected += u64::from(found);
     } else {
@@ -235,6 +235,14 @@ mod tests {
         }
         let sums = tally.sums();
         assert_eq!((sums.lost, sums.duplicated, sums.unexpected), (1, 1, 0));
+    }
+
+    #[test]
+    fn one_of_very_many_equal_lines_is_missed() {
+        let mut tally = Tally::default();
+        (0..70_000).for_each(|_| tally.expect_line(b"GET /health", true));
+        (0..69_999).for_each(|_| tally.found_line(b"GET /health", Place::Published));
+        assert_eq!((tally.sums().lost, tally.sums().duplicated), (1, 0));
     }
 
     #[test]
