@@ -57,13 +57,23 @@ struct Key {
     headers: u64,
 }
 
+/// A batch in the making.
 #[derive(Debug)]
 struct Slot {
     key: Key,
     raw: Vec<u8>,
+    /// Once it takes no more: its frame.
+    sealed: Option<Sealed>,
     events: u64,
     min_us: i64,
     max_us: i64,
+}
+
+#[derive(Debug)]
+struct Sealed {
+    codec: wire::Codec,
+    raw_bytes: u64,
+    payload: Bytes,
 }
 
 /// A dataset of the source, with what is declared of it.
@@ -195,11 +205,13 @@ impl Cutter {
         let fits =
             |slot: &Slot| slot.key == key && (slot.raw.is_empty() || slot.raw.len() + bytes <= MAX_BATCH_RAW_BYTES);
         if !self.slots.get(self.last).is_some_and(fits) {
-            self.last = match self.open.get(&key) {
-                Some(&at) if fits(&self.slots[at]) => at,
-                _ => {
+            self.last = match self.open.get(&key).copied() {
+                Some(at) if fits(&self.slots[at]) => at,
+                full => {
+                    // Dead letters of short lines are many times their size: held compressed, not as they are.
+                    full.into_iter().for_each(|at| self.seal(at));
                     let raw = self.free.pop().unwrap_or_default();
-                    self.slots.push(Slot { key, raw, events: 0, min_us: i64::MAX, max_us: i64::MIN });
+                    self.slots.push(Slot { key, raw, sealed: None, events: 0, min_us: i64::MAX, max_us: i64::MIN });
                     self.open.insert(key, self.slots.len() - 1);
                     self.slots.len() - 1
                 }
@@ -208,50 +220,61 @@ impl Cutter {
         &mut self.slots[self.last]
     }
 
+    /// Compresses a batch that takes no more; nothing to do for one that is.
+    fn seal(&mut self, at: usize) {
+        let slot = &mut self.slots[at];
+        if slot.sealed.is_some() {
+            return;
+        }
+        let (raw, dataset) = (std::mem::take(&mut slot.raw), slot.key.dataset);
+        let declared = self.targets[usize::from(dataset)].declared.as_ref();
+        let (declaration, codec, _) = declared.expect("an event was placed by its declaration");
+        let level = if declaration.level == 0 { self.level } else { declaration.level };
+        let codec = *codec;
+        let encoder = self.encoders.entry((codec as i32, level)).or_insert_with(|| FrameEncoder::new(codec, level));
+        self.frame.clear();
+        encoder.encode(&raw, &mut self.frame).expect("compressing to memory does not fail");
+        let (raw_bytes, payload) = (raw.len() as u64, Bytes::copy_from_slice(&self.frame));
+        slot.sealed = Some(Sealed { codec, raw_bytes, payload });
+        self.keep_buffer(raw);
+    }
+
     /// Compresses what was collected; `headers` gives the headers that a bit set stands for.
     pub fn finish(&mut self, headers: impl Fn(u64) -> BTreeMap<String, String>) -> Cut {
-        let mut batches = Vec::with_capacity(self.slots.len());
-        let slots = std::mem::take(&mut self.slots);
+        (0..self.slots.len()).for_each(|at| self.seal(at));
         self.open.clear();
-        for slot in slots {
-            batches.push(self.batch(&slot, headers(slot.key.headers)));
-            self.keep_buffer(slot.raw);
-        }
+        self.last = 0;
+        let slots = std::mem::take(&mut self.slots);
+        let batches = slots.into_iter().filter_map(|slot| self.batch(slot, &headers)).collect();
         self.frame.shrink_to(KEPT_BUFFER_BYTES);
         let targets = &self.targets;
         Cut { batches, audit: self.tally.take(|index| targets[usize::from(index)].name.to_string()) }
     }
 
-    fn batch(&mut self, slot: &Slot, headers: BTreeMap<String, String>) -> CutBatch {
+    fn batch(&self, slot: Slot, headers: impl Fn(u64) -> BTreeMap<String, String>) -> Option<CutBatch> {
         let target = &self.targets[usize::from(slot.key.dataset)];
-        let (declaration, codec, zone) = target.declared.as_ref().expect("an event was placed by its declaration");
-        let level = if declaration.level == 0 { self.level } else { declaration.level };
-        let codec = *codec;
-        let encoder = self.encoders.entry((codec as i32, level)).or_insert_with(|| FrameEncoder::new(codec, level));
-        self.frame.clear();
-        encoder.encode(&slot.raw, &mut self.frame).expect("compressing to memory does not fail");
+        let (_, _, zone) = target.declared.as_ref()?;
+        let Sealed { codec, raw_bytes, payload } = slot.sealed?;
         let dead_letters = slot.key.partition.is_none();
         let today = self.now_us.div_euclid(DAY_US) as i32;
         let partition = slot.key.partition.map_or(wire::Partition { date: today, hour: None }, wire::Partition::from);
-        CutBatch {
-            data: wire::Data {
-                dataset: target.name.to_string(),
-                partition: Some(partition),
-                dead_letters,
-                codec: codec as i32,
-                framing: wire::Framing::Lines as i32,
-                events: slot.events,
-                raw_bytes: slot.raw.len() as u64,
-                payload_bytes: self.frame.len() as u64,
-                payload_crc32c: crc32c::crc32c(&self.frame),
-                min_event_time_us: slot.min_us,
-                max_event_time_us: slot.max_us,
-                zone: if dead_letters { "UTC".to_owned() } else { zone.name().to_owned() },
-                source: self.source.to_string(),
-                headers,
-            },
-            payload: Bytes::copy_from_slice(&self.frame),
-        }
+        let data = wire::Data {
+            dataset: target.name.to_string(),
+            partition: Some(partition),
+            dead_letters,
+            codec: codec as i32,
+            framing: wire::Framing::Lines as i32,
+            events: slot.events,
+            raw_bytes,
+            payload_bytes: payload.len() as u64,
+            payload_crc32c: crc32c::crc32c(&payload),
+            min_event_time_us: slot.min_us,
+            max_event_time_us: slot.max_us,
+            zone: if dead_letters { "UTC".to_owned() } else { zone.name().to_owned() },
+            source: self.source.to_string(),
+            headers: headers(slot.key.headers),
+        };
+        Some(CutBatch { data, payload })
     }
 
     fn keep_buffer(&mut self, mut raw: Vec<u8>) {
