@@ -292,6 +292,48 @@ fn a_damaged_record_becomes_voids_and_is_kept() {
 }
 
 #[test]
+fn damage_in_a_group_that_was_synced_costs_one_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut outbox, _) = open(dir.path());
+    outbox.append_open(origin(1), wire::Open::default()).unwrap();
+    outbox.commit().unwrap();
+    // Two records under one sync: the second does not prove that the first was durable, the third does.
+    outbox.append_chunk(origin(1), chunk(1, 500, 1)).unwrap();
+    outbox.append_chunk(origin(1), chunk(1, 500, 2)).unwrap();
+    let group = outbox.commit().unwrap();
+    outbox.append_chunk(origin(1), chunk(1, 500, 3)).unwrap();
+    outbox.commit().unwrap();
+    drop(outbox);
+    let file = newest_file(dir.path());
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[group[0].place.at.offset as usize + 300] ^= 0xff;
+    std::fs::write(&file, bytes).unwrap();
+    let (outbox, recovered) = open(dir.path());
+    assert_eq!(recovered.voided, [(origin(1), 1)], "{:?}", recovered.damage);
+    assert_eq!(position(&outbox), 3);
+    assert_eq!(outbox.newest_origin().unwrap().1, 4);
+}
+
+#[test]
+fn a_segment_without_anything_valid_stops_no_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut outbox, _) = open(dir.path());
+    outbox.append_open(origin(1), wire::Open::default()).unwrap();
+    outbox.append_chunk(origin(1), chunk(1, 500, 1)).unwrap();
+    outbox.commit().unwrap();
+    let first = newest_file(dir.path());
+    drop(outbox);
+    // Opening again seals the first segment.
+    drop(open(dir.path()));
+    let mut bytes = std::fs::read(&first).unwrap();
+    let (header, trailer) = (20, bytes.len() - 24);
+    bytes[header..trailer].fill(0xA5);
+    std::fs::write(&first, bytes).unwrap();
+    assert!(!open(dir.path()).1.damage.is_empty());
+    assert!(open(dir.path()).1.damage.is_empty(), "said once");
+}
+
+#[test]
 fn a_forgotten_origin_never_comes_back_as_voids() {
     let dir = tempfile::tempdir().unwrap();
     let (mut outbox, _) = open(dir.path());

@@ -85,6 +85,8 @@ fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) 
     let mut scan = Scan { end: FILE_HEADER_BYTES, ..Scan::default() };
     let stop = bad_footer.unwrap_or(window.len);
     let mut offset = FILE_HEADER_BYTES;
+    // Damage with the valid record behind it, and how far the records found prove the file to have been durable.
+    let (mut gaps, mut synced) = (Vec::new(), 0);
     // Damage that is not yet known to have a valid record behind it.
     let mut bad: Option<u64> = (!sound).then_some(0);
     if !sound {
@@ -103,8 +105,9 @@ fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) 
             continue;
         };
         if let Some(bad) = bad.take() {
-            scan.corrupt.push(damage(id, bad, at, &header));
+            gaps.push((bad, at));
         }
+        synced = header.synced.max(synced);
         if header.kind == Kind::Footer {
             // The trailer behind it is missing or torn: the seal was never answered and is made again.
             break;
@@ -119,6 +122,9 @@ fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) 
         offset = at + header.total();
         scan.end = offset;
     }
+    // What was sealed had been synced whole before.
+    let synced = bad_footer.unwrap_or(synced);
+    scan.corrupt.extend(gaps.into_iter().map(|(bad, next)| damage(id, bad, next, synced)));
     if let (Some(bad), Some(footer)) = (bad, bad_footer) {
         scan.corrupt.push(Corruption {
             segment: id,
@@ -131,8 +137,9 @@ fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) 
     Ok(scan)
 }
 
-fn damage(id: u64, bad: u64, next: u64, header: &RecordHeader) -> Corruption {
-    let maybe_unsynced = header.synced <= bad;
+/// `synced`: what any record behind the damage, not just the next one, knew to be durable.
+fn damage(id: u64, bad: u64, next: u64, synced: u64) -> Corruption {
+    let maybe_unsynced = synced <= bad;
     let why = if maybe_unsynced { "perhaps torn by a power failure" } else { "it had been synced" };
     Corruption {
         segment: id,

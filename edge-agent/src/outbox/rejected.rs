@@ -24,12 +24,15 @@ pub fn keep(dir: &Path, origin: Origin, seq: u64, batch: &BatchBytes) -> io::Res
     write(dir, &name, |file| file.write_all(&bytes))
 }
 
-/// Keeps a copy of a damaged file.
+/// Keeps a copy of a damaged file. One that held nothing valid at all is gone already: then there is nothing to keep.
 pub fn keep_copy(dir: &Path, from: &Path, name: &str) -> io::Result<()> {
     if dir.join(name).exists() {
         return Ok(());
     }
-    let mut source = File::open(from)?;
+    let mut source = match File::open(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
     write(dir, name, |file| io::copy(&mut source, file).map(drop))
 }
 
