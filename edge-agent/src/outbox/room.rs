@@ -46,11 +46,15 @@ impl Limits {
         self.max_bytes.min(fs.total_bytes / 10)
     }
 
-    /// Is there room for `wanted` more bytes of data?
+    /// Is there room for `wanted` more bytes of data? While no batch is kept (`batches` is 0) there is, whatever the
+    /// size allows: else one chunk larger than that would stop an agent for good.
     pub fn room(&self, fs: FileSystem, used_bytes: u64, batches: u64, wanted: u64) -> Room {
         let floor = self.min_free_bytes.max(fs.total_bytes / 100 * self.min_free_percent);
         if fs.free_bytes < floor.saturating_add(wanted) {
             return Room::DiskLow;
+        }
+        if batches == 0 {
+            return Room::Free;
         }
         let capacity = self.capacity(fs);
         let reserve = RESERVE_BYTES.min(capacity / 8);
@@ -93,13 +97,21 @@ mod tests {
     fn the_least_limit_counts_and_the_reserve_stays() {
         let limits = Limits { max_bytes: 1024 * MIB, min_free_bytes: 1024 * MIB, min_free_percent: 10 };
         let big = FileSystem { total_bytes: 100_000 * MIB, free_bytes: 50_000 * MIB };
-        assert_eq!(limits.room(big, 0, 0, MIB), Room::Free);
-        assert_eq!(limits.room(big, 1022 * MIB, 0, MIB), Room::Free);
-        assert_eq!(limits.room(big, 1023 * MIB, 0, MIB), Room::OutboxFull);
+        assert_eq!(limits.room(big, 0, 1, MIB), Room::Free);
+        assert_eq!(limits.room(big, 1022 * MIB, 1, MIB), Room::Free);
+        assert_eq!(limits.room(big, 1023 * MIB, 1, MIB), Room::OutboxFull);
         assert_eq!(limits.room(big, 0, MAX_BATCHES, MIB), Room::OutboxFull);
         let small = FileSystem { total_bytes: 5_000 * MIB, free_bytes: 4_000 * MIB };
         assert_eq!(limits.capacity(small), 500 * MIB);
         let low = FileSystem { total_bytes: 100_000 * MIB, free_bytes: 9_999 * MIB };
         assert_eq!(limits.room(low, 0, 0, MIB), Room::DiskLow);
+    }
+
+    #[test]
+    fn one_chunk_always_fits_into_an_empty_outbox() {
+        let limits = Limits { max_bytes: 4 * MIB, min_free_bytes: 0, min_free_percent: 10 };
+        let fs = FileSystem { total_bytes: 100_000 * MIB, free_bytes: 50_000 * MIB };
+        assert_eq!(limits.room(fs, 0, 0, 8 * MIB), Room::Free);
+        assert_eq!(limits.room(fs, 0, 1, 8 * MIB), Room::OutboxFull);
     }
 }

@@ -49,7 +49,8 @@ pub struct TailConfig {
     pub include_compressed: bool,
     /// Where reading begins in files that exist at the very first start.
     pub start: Start,
-    /// The longest event; longer ones are reported with their first 64 KiB. At least 1 KiB, at most 16 MiB.
+    /// The longest event; longer ones are reported with their first 64 KiB. At least 1 KiB, at most 8 MiB (what fits into one
+    /// batch).
     pub max_event_bytes: Size,
     /// How long nobody may have written before an event without LF at the end of a file is emitted; 0: only in files that were renamed away or
     /// deleted (then after 5 s), and at close.
@@ -110,7 +111,7 @@ impl Validate for TailConfig {
                 problems.add(key, format!("must be between {low} and {high}"));
             }
         };
-        within("max_event_bytes", self.max_event_bytes, Size::kib(1), Size::mib(16));
+        within("max_event_bytes", self.max_event_bytes, Size::kib(1), Size::mib(8));
         within("quantum", self.quantum, Size::kib(4), Size::mib(4));
         if self.max_open_files < 16 {
             problems.add("max_open_files", "must be at least 16");
