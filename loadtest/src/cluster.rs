@@ -275,6 +275,19 @@ impl Cluster {
         serde_json::from_str(&answer.body).ok()
     }
 
+    /// What processes say of themselves that are not ready, one line each; empty when all are well.
+    pub fn complaints(&self) -> String {
+        let mut text = String::new();
+        for ((tier, index), node) in &self.nodes {
+            if let Ok(answer) = http::get(node.addresses.admin, "/readyz")
+                && answer.status != 200
+            {
+                text.push_str(&format!("\n  {}: {}", spec::node_name(*tier, *index), answer.body.trim()));
+            }
+        }
+        text
+    }
+
     /// One number of the status, added up over a tier; processes that cannot be reached count nothing. For progress
     /// only: nothing is verified with it.
     pub fn sum(&self, tier: Tier, key: &str) -> u64 {

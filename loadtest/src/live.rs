@@ -119,7 +119,7 @@ fn drive(
         let flow = Flow { committed, ..Flow::of(cluster) };
         progress.show(flow);
         if watch.is_stalled(flow, Instant::now()) {
-            bail!("nothing has moved for {STALL:?}: {flow:?}");
+            bail!("nothing has moved for {STALL:?}: {flow:?}{}", cluster.complaints());
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -96,7 +96,7 @@ pub fn wait_for_agents(cluster: &mut Cluster, progress: &mut Progress) -> Result
         let flow = Flow::of(cluster);
         progress.show(flow);
         if watch.is_stalled(flow, Instant::now()) {
-            bail!("nothing has moved for {STALL:?}: {flow:?}");
+            bail!("nothing has moved for {STALL:?}: {flow:?}{}", cluster.complaints());
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -169,6 +169,7 @@ pub fn config_text(
     text
 }
 
+/// The outbox may fill a nearly full disk, unlike in production: a run must not stand still for the rest of the disk.
 fn agent(text: &mut String, spec: &Spec, index: usize, dir: &Path, peers: &[SocketAddr]) {
     let ack = match spec.ack {
         Ack::Durable => "durable",
@@ -184,6 +185,7 @@ fn agent(text: &mut String, spec: &Spec, index: usize, dir: &Path, peers: &[Sock
     let _ = write!(
         text,
         "state_dir = {state}\nack = \"{ack}\"\n\n[aggregators]\npeers = {peers}\n\n\
+         [outbox]\nmin_free = \"256MiB\"\nmin_free_percent = 0\n\n\
          [batch]\nlinger = \"{linger}ms\"\ncompression_level = {level}\n\n[mask]\n{mask}\n\n\
          [[sources]]\nname = \"logs\"\ntype = \"tail\"\npaths = [{paths}]\ndataset = {dataset}\n\
          time = {{ format = \"log_format\", log_format = {log_format} }}\n",
