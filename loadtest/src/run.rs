@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn files_are_shared_out_by_size_and_no_agent_is_idle() {
         let dir = tempfile::tempdir().unwrap();
-        let logs: Vec<PathBuf> = [9, 1, 4, 5]
+        let logs: Vec<PathBuf> = [20, 1, 4, 5]
             .into_iter()
             .enumerate()
             .map(|(number, bytes)| {
