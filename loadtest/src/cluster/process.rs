@@ -91,6 +91,8 @@ impl Process {
 
     /// SIGKILL, and what it had used by then.
     pub fn kill(mut self) -> Result<Usage> {
+        // The sampler may not have looked yet, and a killed process no longer tells.
+        self.peak.fetch_max(usage::peak_rss_bytes(self.pid()).unwrap_or(0), Ordering::Relaxed);
         self.signal(Signal::KILL)?;
         Ok(self.reap_within(Duration::from_secs(30))?.usage)
     }
