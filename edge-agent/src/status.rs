@@ -77,6 +77,8 @@ pub struct Gauges {
     pub let_go_batches: Number,
     /// Batches that became voids.
     pub voided_batches: Number,
+    /// Bytes under `rejected/`.
+    pub rejected_bytes: Number,
     /// Marks appended.
     pub marks: Number,
     /// Bytes in files that were not read yet.

@@ -432,6 +432,25 @@ async fn a_void_that_is_refused_is_kept_and_no_other_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rejected_bytes_are_bounded() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(50);
+    let mut config = bench.config(&[&fake], "");
+    config.outbox.max_bytes = common::units::Size::mib(4);
+    std::fs::create_dir_all(bench.state().join("rejected")).unwrap();
+    let file = bench.state().join("rejected/old.batch");
+    std::fs::write(&file, vec![0; 4 << 20]).unwrap();
+    let (stop, task) = start(config, false);
+    fake.until("the open", |state| !state.stored.is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    fake.with(|state| assert!(state.lines().is_empty(), "reading went on"));
+    std::fs::remove_file(&file).unwrap();
+    fake.until("the lines", |state| state.lines().len() == 50).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_appended_behind_the_close() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     bench.write(100);

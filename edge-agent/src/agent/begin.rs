@@ -18,6 +18,7 @@ use crate::ship::messages::{FromShip, ToShip};
 impl Owner {
     /// Waits for an aggregator, mints the origin, appends and sends the open, and sends everything unconfirmed again.
     pub(super) fn begin(&mut self) -> Result<(), OwnerError> {
+        self.count_rejected();
         let until = Instant::now() + self.options.contact_timeout;
         while self.contact.is_none() && !self.drain.is_stopping() {
             match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -124,6 +125,7 @@ impl Owner {
         let dir = self.outbox.rejected_dir().to_owned();
         rejected::keep(&dir, stored.origin, stored.seq, &batch)
             .map_err(|error| OwnerError::Rejected { path: dir, detail: error.to_string() })?;
+        self.rejected_bytes += (batch.header.len() + batch.payload.len()) as u64;
         let header = Header::decode(batch.header).ok();
         let data = header.as_ref().and_then(|header| match &header.kind {
             HeaderKind::Data(data) => Some(&data.wire),
@@ -135,6 +137,7 @@ impl Owner {
     fn damaged(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
         self.outbox.keep_damaged(place)?;
+        self.count_rejected();
         self.void(stored, wire::VoidReason::Damaged, detail, None)
     }
 

@@ -44,6 +44,7 @@ const GAUGES: &[(&str, &str, Pick)] = &[
     ("time_to_loss_seconds", "Until the oldest held file is let go unread; very large while none is", |g| {
         &g.seconds_to_loss
     }),
+    ("rejected_bytes", "Bytes kept under rejected/, which nobody has moved away yet", |g| &g.rejected_bytes),
     ("files", "Files being tailed", |g| &g.files),
 ];
 
@@ -120,6 +121,7 @@ pub fn status(agent: &str, gauges: &Gauges) -> serde_json::Value {
         ("destroyed_bytes", |g| &g.destroyed_bytes),
         ("let_go_batches", |g| &g.let_go_batches),
         ("voided_batches", |g| &g.voided_batches),
+        ("rejected_bytes", |g| &g.rejected_bytes),
         ("marks", |g| &g.marks),
         ("files", |g| &g.files),
         ("ejections", |g| &g.ejections),

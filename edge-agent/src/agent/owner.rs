@@ -18,7 +18,7 @@ use super::drain::{Drain, Ending};
 use super::source::{Batching, Source};
 use crate::outbox::room::{FileSystemProbe, Limits, Room};
 use crate::outbox::state_dir::StateDir;
-use crate::outbox::{Outbox, OutboxError, Stored};
+use crate::outbox::{Outbox, OutboxError, Stored, rejected};
 use crate::pipeline::Declarations;
 use crate::run::Run;
 use crate::run::clock::{AggregatorClock, own_clock_ms};
@@ -99,6 +99,8 @@ pub struct Owner {
     pub(super) last_answer: Instant,
     pub(super) silent: bool,
     pub(super) full: bool,
+    /// Bytes of what became voids, which nobody has looked at yet.
+    pub(super) rejected_bytes: u64,
     pub(super) next_upkeep: Instant,
 }
 
@@ -155,6 +157,7 @@ impl Owner {
             last_answer: Instant::now(),
             silent: false,
             full: false,
+            rejected_bytes: 0,
             next_upkeep: Instant::now(),
         }
     }
@@ -239,6 +242,8 @@ impl Owner {
 
     fn room(&mut self, wanted: u64, now: Instant) -> Room {
         match self.probe.get(&self.state_dir.outbox(), now) {
+            // Else an aggregator that takes nothing would turn the whole log into files that nobody looks at.
+            Ok(fs) if self.rejected_bytes >= self.options.limits.capacity(fs) => Room::OutboxFull,
             Ok(fs) => self.options.limits.room(fs, self.outbox.total_bytes(), self.outbox.index().kept().0, wanted),
             Err(error) => {
                 tracing::warn!(error = %error, "free space of the outbox cannot be asked for");
@@ -251,7 +256,7 @@ impl Owner {
         if full != self.full {
             self.full = full;
             let reason = "the outbox is full or its disk is low: reading waits, the log files are the buffer; \
-                          check that aggregators answer, or raise outbox.max_bytes";
+                          check that aggregators answer, move away what lies in rejected/, or raise outbox.max_bytes";
             if full {
                 tracing::warn!(bytes = self.outbox.total_bytes(), "outbox is full, reading stops");
             } else {
@@ -361,8 +366,15 @@ impl Owner {
             self.health.set_part("aggregators", !silent, reason);
         }
         self.outbox.tidy()?;
+        if self.full {
+            self.count_rejected();
+        }
         self.refresh_gauges(now);
         Ok(())
+    }
+
+    pub(super) fn count_rejected(&mut self) {
+        self.rejected_bytes = rejected::bytes(self.outbox.rejected_dir());
     }
 
     /// Over 80 % full, the oldest batches that an aggregator has stored are let go: `committed` never holds back more
@@ -392,6 +404,7 @@ impl Owner {
     fn refresh_gauges(&mut self, now: Instant) {
         let gauges = self.gauges.clone();
         gauges.outbox_bytes.set(self.outbox.total_bytes());
+        gauges.rejected_bytes.set(self.rejected_bytes);
         if let Ok(fs) = self.probe.get(&self.state_dir.outbox(), now) {
             gauges.outbox_capacity_bytes.set(self.options.limits.capacity(fs));
         }

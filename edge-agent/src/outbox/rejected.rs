@@ -36,6 +36,12 @@ pub fn keep_copy(dir: &Path, from: &Path, name: &str) -> io::Result<()> {
     write(dir, name, |file| io::copy(&mut source, file).map(drop))
 }
 
+/// Bytes kept there.
+pub fn bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
+}
+
 fn write(dir: &Path, name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let draft = dir.join(format!("{name}.draft"));
