@@ -163,6 +163,9 @@ impl Coordinator {
                     self.poison(group, &reason, now.instant);
                 } else if let Some(entry) = self.staged.take_refused(group, id, events) {
                     self.put(quarantine_key(now), *delivery, &entry.waiters, Some(reason.into()), now);
+                } else if self.staged.find(id).is_none() && !self.committed.contains(id) && !self.draining {
+                    // Its group went first, and it was asked for again: it waits here for whoever brings it.
+                    self.put(quarantine_key(now), *delivery, &[], Some(reason.into()), now);
                 }
             }
             AppendAnswer::Poisoned(reason) => self.poison(group, &reason, now.instant),
@@ -212,4 +215,81 @@ fn quarantine_key(now: Now) -> GroupKey {
     let partition = Partition::new(utc_day(now.unix_ms), None);
     let partition = partition.unwrap_or_else(|_| Partition::new(0, None).expect("day 0 is in range"));
     GroupKey { kind: GroupKind::Quarantine, dataset: None, partition }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Instant;
+
+    use bytes::Bytes;
+    use proto::ids::{AgentName, DatasetName, Origin};
+
+    use super::*;
+    use crate::config::dataset::DatasetConfig;
+    use crate::coordinator::{Event, Replayed, Settings};
+    use crate::roll::{GroupLimits, TotalLimits};
+
+    fn coordinator() -> Coordinator {
+        let long = Duration::from_secs(3600);
+        let dataset = (DatasetName::new("d").unwrap(), Arc::new(DatasetConfig::named("d")));
+        let settings = Settings {
+            collector: "col-1".into(),
+            incarnation: "run".into(),
+            datasets: HashMap::from([dataset]),
+            roll: GroupLimits { bytes: u64::MAX, events: 0, age: long, idle: long },
+            total: TotalLimits { buffered_bytes: u64::MAX, open: 64 },
+            max_groups: 64,
+            close_wait: long,
+            opens_within: long,
+            tail_every: long,
+            checkpoint_every: 1000,
+            finish_after: long,
+        };
+        Coordinator::new(settings, Replayed::default(), "s".into(), Box::new(|| [0; 16]), Instant::now())
+    }
+
+    fn delivery(seq: u64) -> Box<Delivery> {
+        let header = wire::BatchHeader {
+            format: proto::FORMAT,
+            origin: Origin::mint(5, 5).to_bytes(),
+            seq,
+            kind: Some(wire::batch_header::Kind::Data(wire::Data {
+                dataset: "d".into(),
+                partition: Some(wire::Partition { date: 1, hour: None }),
+                codec: wire::Codec::None as i32,
+                framing: wire::Framing::Lines as i32,
+                events: 1,
+                raw_bytes: 2,
+                payload_bytes: 2,
+                payload_crc32c: crc32c::crc32c(b"x\n"),
+                ..Default::default()
+            })),
+        };
+        let header = Header::decode(prost::Message::encode_to_vec(&header).into()).unwrap();
+        let id = BatchId { agent: AgentName::new("web-1").unwrap(), origin: header.origin, seq };
+        let bytes = header.bytes.clone();
+        let payload = Bytes::from_static(b"x\n");
+        Box::new(Delivery { id, header: bytes, payload, content: Ok(Box::new(header)), hold: Vec::new() })
+    }
+
+    /// The answers of a group may overtake each other: that of a batch behind the refused one comes first.
+    #[test]
+    fn a_refused_batch_goes_to_quarantine_though_its_group_went_first() {
+        let mut owner = coordinator();
+        let now = Now { instant: Instant::now(), unix_ms: 0 };
+        for seq in [1, 2] {
+            owner.handle(Event::Arrived { stream: 7, delivery: delivery(seq) }, now);
+        }
+        let (first, second) = (delivery(1).id, delivery(2).id);
+        let dead = AppendAnswer::Poisoned("its encoder panicked".into());
+        owner.handle(Event::Appended { group: 0, id: second, answer: dead }, now);
+        assert!(owner.staged().is_empty(), "both are asked for again");
+        let refused = AppendAnswer::Refused("the encoder panicked over it".into(), delivery(1));
+        owner.handle(Event::Appended { group: 0, id: first.clone(), answer: refused }, now);
+        let entry = owner.staged().find(&first).expect("it is in quarantine, not in the next group");
+        assert!(entry.refused.is_some());
+        let again = owner.handle(Event::Arrived { stream: 7, delivery: delivery(1) }, now);
+        assert!(again.is_empty(), "it waits for the quarantine file: {again:?}");
+    }
 }

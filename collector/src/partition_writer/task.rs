@@ -1,8 +1,10 @@
 //! The task of one group: commands in, one after the other, until it is abandoned or nobody holds its handle.
 //!
 //! Invariant: the first error of the store, or a panic of the encoder, poisons the group. From then on its files are not
-//! touched any more, except to be deleted when it is abandoned.
+//! touched any more, except to be deleted when it is abandoned. The batch that an encoder panicked over is refused, so
+//! that it goes to quarantine and does not poison one group after the other.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,6 +18,8 @@ use super::outlet::{Outlet, Written};
 use super::{AppendError, Appended, ClosedGroup, Command, GroupSpec, MemoryBudget, Poisoned, Shared};
 use crate::format::{Counts, EncodeError, GroupEncoder, Output};
 use crate::store::Store;
+
+const PANICKED: &str = "its encoder panicked";
 
 struct Group {
     spec: GroupSpec,
@@ -102,10 +106,14 @@ impl Group {
         if let Some(ended) = &self.ended {
             return Err(ended.clone().into());
         }
-        let appended = match self.encode(light, work).await? {
-            Ok(appended) => appended,
-            Err(EncodeError::Refused(reason)) => return Err(AppendError::Refused(reason)),
-            Err(EncodeError::Broken(reason)) => return Err(self.poison(reason).into()),
+        let appended = match self.encode(light, work).await {
+            Some(Ok(appended)) => appended,
+            Some(Err(EncodeError::Refused(reason))) => return Err(AppendError::Refused(reason)),
+            Some(Err(EncodeError::Broken(reason))) => return Err(self.poison(reason).into()),
+            None => {
+                self.poison(PANICKED.into());
+                return Err(AppendError::Refused("the encoder of its group panicked over it".into()));
+            }
         };
         self.account();
         let store = self.store.clone();
@@ -119,45 +127,41 @@ impl Group {
         }
     }
 
-    /// Runs `work` on the encoder, on a thread of its own unless it is light, and takes what comes out.
+    /// Runs `work` on the encoder, on a thread of its own unless it is light, and takes what comes out. None when it
+    /// panicked: the encoder is gone then.
     async fn encode<T: Send + 'static>(
         &mut self,
         light: bool,
         work: impl FnOnce(&mut GroupEncoder) -> T + Send + 'static,
-    ) -> Result<T, Poisoned> {
-        let Some(mut encoder) = self.encoder.take() else {
-            return Err(self.poison("it has no encoder any more".into()));
+    ) -> Option<T> {
+        let mut encoder = self.encoder.take()?;
+        let work = move || {
+            let result = work(&mut encoder);
+            (result, encoder.take(), encoder)
         };
         let worked = if light {
-            let result = work(&mut encoder);
-            Ok((result, encoder.take(), encoder))
+            catch_unwind(AssertUnwindSafe(work)).ok()
         } else {
             let permit = self.memory.workers().acquire().await;
-            let worked = tokio::task::spawn_blocking(move || {
-                let result = work(&mut encoder);
-                (result, encoder.take(), encoder)
-            })
-            .await;
+            let worked = tokio::task::spawn_blocking(work).await;
             drop(permit);
-            worked
+            worked.ok()
         };
-        match worked {
-            Ok((result, Output { data, dead }, encoder)) => {
-                self.encoder = Some(encoder);
-                self.main.push(data);
-                self.dead.push(dead);
-                Ok(result)
-            }
-            Err(_panic) => Err(self.poison("its encoder panicked".into())),
-        }
+        let (result, Output { data, dead }, encoder) = worked?;
+        self.encoder = Some(encoder);
+        self.main.push(data);
+        self.dead.push(dead);
+        Some(result)
     }
 
     async fn close(&mut self) -> Result<ClosedGroup, Poisoned> {
         if let Some(ended) = &self.ended {
             return Err(ended.clone());
         }
-        if let Err(e) = self.encode(false, GroupEncoder::finish).await? {
-            return Err(self.poison(e.to_string()));
+        match self.encode(false, GroupEncoder::finish).await {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(self.poison(e.to_string())),
+            None => return Err(self.poison(PANICKED.into())),
         }
         let (data_counts, dead_counts) = self.encoder.as_ref().map(|encoder| encoder.counts()).unwrap_or_default();
         let store = self.store.clone();
@@ -226,5 +230,36 @@ fn describe(spec: &GroupSpec, which: Which, outlet: &Outlet, written: Written, c
         raw_bytes: counts.raw_bytes,
         batches: counts.batches,
         ..named
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::GroupKind;
+    use super::*;
+    use crate::config::dataset::DatasetConfig;
+    use crate::store::{DestinationConfig, open};
+
+    #[tokio::test]
+    async fn a_batch_that_the_encoder_panics_over_is_refused_and_the_group_is_given_up() {
+        for light in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let url = format!("file://{}", dir.path().display());
+            let store = open(&DestinationConfig::new(url)).unwrap();
+            let spec = GroupSpec {
+                number: 1,
+                incarnation: "col-1-run".into(),
+                kind: GroupKind::Data,
+                dataset: Arc::new(DatasetConfig::named("d")),
+                partition: proto::ids::Partition::new(1, None).unwrap(),
+                opened_day_utc: 1,
+            };
+            let mut group = Group::new(spec, store, MemoryBudget::new(1 << 20), Arc::default());
+            let appended = group.append(light, |_| panic!("as the test says")).await;
+            assert!(matches!(appended, Err(AppendError::Refused(_))), "{appended:?}");
+            let next = group.append(light, |_| unreachable!("the group is dead")).await;
+            assert!(matches!(next, Err(AppendError::Poisoned(_))), "{next:?}");
+            assert!(group.close().await.is_err(), "it is never named by a draft");
+        }
     }
 }
