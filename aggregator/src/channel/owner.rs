@@ -142,6 +142,8 @@ impl Owner {
         let now = self.now();
         let Some(opened) = &mut self.opened else { return };
         match command {
+            // What is in memory may not be on disk then: the reply is dropped, which says that nothing is known.
+            Command::Progress { .. } if self.failed.is_some() => {}
             Command::Progress { agent, origin, reply } => {
                 let key = (agent, origin);
                 recover::know(&mut opened.state, &opened.ledger, &key);

@@ -62,7 +62,9 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
         stats.ledger_resets.fetch_add(1, Ordering::Relaxed);
         tracing::error!(reason, "the ledger was damaged and is set aside; batches may be delivered again");
     }
-    let live: HashSet<u64> = reader.found.iter().map(|found| found.id).collect();
+    // Bits are by ordinal. Where a record in the middle is lost, those behind it have moved up: no bit is believed then.
+    let whole = |found: &&Found| !found.damaged && recovery.corrupt.iter().all(|corrupt| corrupt.segment != found.id);
+    let live: HashSet<u64> = reader.found.iter().filter(whole).map(|found| found.id).collect();
     ledger.sweep(|segment| live.contains(&segment), unix_ms.saturating_sub(ORIGIN_AGE_MS))?;
     let mut state = State::new(options.max_bytes, ledger.broken_sends().into_iter().collect());
     let mut unsealed = Vec::new();
