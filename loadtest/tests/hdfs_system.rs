@@ -21,20 +21,23 @@ fn hdfs() -> Hdfs {
     Hdfs::start(&Options::default()).unwrap()
 }
 
-fn logs(dir: &std::path::Path, bytes: u64) -> Vec<std::path::PathBuf> {
-    let options = generate::Options {
+fn generation(dir: &std::path::Path, bytes: u64, rate: Option<u64>) -> generate::Options {
+    generate::Options {
         bytes,
         hosts: 2,
         first_host: 0,
         out: dir.to_owned(),
         seed: 21,
-        rate: None,
+        rate,
         rotate: Rotate::None,
         rotate_bytes: u64::MAX,
         odd_per_million: generate::ODD_PER_MILLION,
         end: generate::yesterday(),
-    };
-    generate::generate(&options, &AtomicU64::new(0)).unwrap();
+    }
+}
+
+fn logs(dir: &std::path::Path, bytes: u64) -> Vec<std::path::PathBuf> {
+    generate::generate(&generation(dir, bytes, None), &AtomicU64::new(0)).unwrap();
     input::matched_files(&[format!("{}/*/access.log", dir.display())]).unwrap()
 }
 
@@ -78,37 +81,51 @@ fn live_logs_kills_and_hadoops_own_shell() {
     assert_eq!(memchr::memchr_iter(b'\n', &lines).count() as u64, outcome.sums.published);
 }
 
+/// Writes logs all the time; roll age 2 s, or `CATCHMENT_OUTAGE_ROLL_SECONDS`, and an outage of 12 of them.
 fn outage(ack: Ack) {
+    let age = std::env::var("CATCHMENT_OUTAGE_ROLL_SECONDS").map_or(2, |text| text.parse().expect("a number"));
+    let age = Duration::from_secs(age);
     let mut hdfs = hdfs();
     let dir = tempfile::tempdir().unwrap();
-    let files = logs(&dir.path().join("logs"), 6_000_000);
+    let logs = dir.path().join("logs");
     let mut spec = small_spec(dir.path(), Vec::new());
-    spec.agents = run::share_out(&files, 2);
+    spec.agents = (0..2).map(|host| vec![format!("{}/{}/*.log", logs.display(), generate::host_name(host))]).collect();
     spec.aggregators = 2;
     spec.ack = ack;
     spec.dest = format!("{}/outage", hdfs.url());
-    spec.roll = Roll { age: Duration::from_secs(2), ..spec.roll };
+    spec.roll = Roll { age, ..spec.roll };
     let dest = spec.dest.clone();
     let mut cluster = Cluster::create(spec, program(), &dir.path().join("nodes")).unwrap();
     cluster.start(Tier::Collector, 0).unwrap();
     cluster.wait_ready(Tier::Collector, 0).unwrap();
     cluster.start(Tier::Aggregator, 0).unwrap();
     cluster.wait_ready(Tier::Aggregator, 0).unwrap();
-    cluster.start_agent(0, true).unwrap();
-    wait_until(|| cluster.sum(Tier::Aggregator, "accepted_batches") > 1);
+    let writer = write_live(&logs, 300_000 * (12 * age.as_secs() + 8));
+    cluster.start_agent(0, false).unwrap();
+    wait_until(|| cluster.sum(Tier::Collector, "committed_events") > 0);
     hdfs.stop_namenode();
     // An aggregator and an agent that are started while nothing can be committed.
     cluster.start(Tier::Aggregator, 1).unwrap();
-    cluster.start_agent(1, true).unwrap();
-    // Twelve roll ages.
-    std::thread::sleep(Duration::from_secs(24));
-    cluster.check_all_alive(&[Tier::Aggregator, Tier::Collector]).unwrap();
+    cluster.start_agent(1, false).unwrap();
+    let before = cluster.sum(Tier::Aggregator, "accepted_batches");
+    std::thread::sleep(12 * age);
+    cluster.check_all_alive(&Tier::ALL).unwrap();
+    assert!(cluster.sum(Tier::Aggregator, "accepted_batches") > before, "batches are taken while HDFS is away");
+    let committed = cluster.sum(Tier::Collector, "committed_events");
     hdfs.start_namenode().unwrap();
+    wait_until(|| cluster.sum(Tier::Collector, "committed_events") > committed);
+    writer.join().unwrap();
     let mut progress = Progress::new("outage");
+    cluster.stop_all(Tier::EdgeAgent, Duration::from_secs(90)).unwrap();
+    cluster.start_agents(true).unwrap();
     run::wait_for_agents(&mut cluster, &mut progress).unwrap();
+    let held = |index| cluster.status(Tier::Aggregator, index)?.get("held_batches")?.as_u64();
+    wait_until(|| held(0) == Some(0) && held(1) == Some(0));
+    let stored = cluster.sum(Tier::Aggregator, "accepted_batches");
+    assert_eq!(stored, cluster.sum(Tier::Collector, "committed_batches"), "each batch lies in one channel only");
     run::drain_servers(&mut cluster, &mut progress).unwrap();
     let options = verify::Options {
-        logs: files,
+        logs: input::matched_files(&[format!("{}/*/access.log", logs.display())]).unwrap(),
         dest,
         dataset: None,
         masker: Masker::Replace,
@@ -118,6 +135,11 @@ fn outage(ack: Ack) {
     let outcome = verify::verify(&options).unwrap();
     assert!(outcome.is_exact(), "{}", verify::report::verdict(&outcome));
     assert!(outcome.found.quarantined_batches.is_empty());
+}
+
+fn write_live(logs: &std::path::Path, bytes: u64) -> std::thread::JoinHandle<generate::Written> {
+    let options = generation(logs, bytes, Some(300_000));
+    std::thread::spawn(move || generate::generate(&options, &AtomicU64::new(0)).unwrap())
 }
 
 #[test]
