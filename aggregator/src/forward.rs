@@ -235,7 +235,7 @@ impl Forwarder {
                 self.state.status(&lane, &status, now);
             }
             Event::Unreadable { order, damaged } => {
-                if let Some(at) = self.state.unreadable(&lane, &order.id, order.at, damaged) {
+                if let Some(at) = self.state.unreadable(&lane, &order.id, order.at, damaged, now) {
                     self.channel.give_up(at, order.id);
                 }
             }

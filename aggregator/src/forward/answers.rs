@@ -1,6 +1,6 @@
 //! The state machine's other half: answers, statuses, the passing of time, unreadable payloads.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::ids::BatchId;
 use proto::wire::CollectorStatus;
@@ -8,6 +8,9 @@ use proto::wire::CollectorStatus;
 use super::peer::{Lane, PeerName, Standing};
 use super::state::{Forward, Verdict};
 use crate::channel::{Location, Released};
+
+/// How long a partition waits after a payload of it could not be read.
+const UNREADABLE_FOR: Duration = Duration::from_secs(1);
 
 impl Forward {
     /// One answer on a lane. Gives back the batch if that released it.
@@ -123,13 +126,27 @@ impl Forward {
         self.refresh(now);
     }
 
-    /// The payload of an order could not be read. `damaged`: not only moved or gone. Gives back the batch if it has to
-    /// be given up.
-    pub fn unreadable(&mut self, lane: &Lane, id: &BatchId, at: Location, damaged: bool) -> Option<Location> {
+    /// The payload of an order could not be read. `damaged`: not only moved, gone, or unreadable for now. Gives back
+    /// the batch if it has to be given up.
+    pub fn unreadable(
+        &mut self,
+        lane: &Lane,
+        id: &BatchId,
+        at: Location,
+        damaged: bool,
+        now: Instant,
+    ) -> Option<Location> {
         let state = self.peers.get_mut(&lane.peer).and_then(|peer| peer.lane_mut(lane.alone));
         state?.take_out(id)?;
         let moved = self.flights.get(id).is_none_or(|flight| flight.at != at);
         if moved || !damaged {
+            // A disk that cannot be read is not asked again at once.
+            if !moved
+                && let Some(route) = self.backlog.route(at).cloned()
+                && let Some(peer) = self.peers.get_mut(&lane.peer)
+            {
+                peer.blocked.insert(route, now + UNREADABLE_FOR);
+            }
             self.give_back(lane, id);
             self.end_alone(lane, id);
             return None;

@@ -449,3 +449,19 @@ fn a_batch_that_breaks_streams_travels_alone_and_then_as_suspect() {
     let order = world.state.next(&alone, world.now).unwrap();
     assert!(order.suspect, "six breaks");
 }
+
+#[test]
+fn a_payload_that_cannot_be_read_now_is_not_read_again_at_once() {
+    let mut world = World::new();
+    let main = world.lane(1, false);
+    world.append(0, 0, 10);
+    world.connect(&main);
+    let order = world.state.next(&main, world.now).unwrap();
+    assert_eq!(world.state.unreadable(&main, &order.id, order.at, false, world.now), None, "it is not given up");
+    assert_eq!(world.state.next(&main, world.now), None, "its partition waits");
+    world.append(0, 1, 10);
+    assert!(world.state.next(&main, world.now).is_some(), "alone");
+    world.now += Duration::from_secs(2);
+    world.state.tick(world.now);
+    assert_eq!(world.state.next(&main, world.now).map(|next| next.id), Some(order.id));
+}
