@@ -5,10 +5,12 @@
 
 pub mod check;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt;
 use proto::ids::BatchId;
 use proto::wire::deliver_request::Message;
 use proto::wire::{self, DeliverRequest, DeliverResponse, collect_server::Collect};
@@ -164,7 +166,10 @@ impl Reader {
         }
         let stop = self.stop.clone();
         let end = tokio::select! {
-            end = self.read(&mut inbound) => end,
+            // A panic over a batch has to break the stream like any other end, else its sender waits for ever.
+            end = AssertUnwindSafe(self.read(&mut inbound)).catch_unwind() => {
+                end.unwrap_or_else(|_| Err(Status::internal("the collector panicked over what was sent")))
+            }
             () = stop.cancelled() => Ok(()),
         };
         tracing::info!(stream = self.stream, clean = end.is_ok(), "aggregator disconnected");

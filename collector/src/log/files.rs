@@ -54,7 +54,8 @@ impl LogFiles {
         Self { store: Arc::clone(&self.store), begin }
     }
 
-    /// Reads record `n`. A missing one is the end only if the one before it is there.
+    /// Reads record `n`. A missing one is the end only if the one before it is there. One that is not read says nothing
+    /// about the log: whatever else a store in trouble answers, it is asked again.
     pub async fn record(&self, n: u64) -> Result<ReadRecord, LogError> {
         match self.store.read(&layout::commit(n), MAX_BYTES).await {
             Ok(bytes) => match decode_record(&bytes) {
@@ -70,9 +71,9 @@ impl LogFiles {
                 Ok(None) => Err(LogError::Broken(format!(
                     "record {n} and the one before it are missing: this run's view is older than what is kept; start it again"
                 ))),
-                Err(error) => Err(store_error(error)),
+                Err(error) => Err(LogError::Unavailable(error)),
             },
-            Err(error) => Err(store_error(error)),
+            Err(error) => Err(LogError::Unavailable(error)),
         }
     }
 
@@ -114,7 +115,7 @@ pub async fn write_once(store: &dyn Store, path: &str, bytes: Bytes) -> Result<(
     }
 }
 
-/// Later, or never?
+/// Later, or never? For what is done before a run begins, where a wrong destination has to be told at once.
 pub fn store_error(error: StoreError) -> LogError {
     match error {
         StoreError::Unanswered { .. } | StoreError::Unavailable { .. } => LogError::Unavailable(error),
@@ -127,5 +128,23 @@ fn broken(path: &str, error: RecordError) -> LogError {
     match error {
         RecordError::Unsupported { .. } => LogError::Newer(format!("{path}: {error}")),
         other => LogError::Broken(format!("{path}: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DestinationConfig, open};
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_is_asked_for_again_and_ends_no_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&DestinationConfig::new(format!("file://{}", dir.path().display()))).unwrap();
+        // Stands for any answer of a store that is neither "missing" nor "not now".
+        store.make_dirs(&layout::commit(0), 0o700).await.unwrap();
+        let error = store.read(&layout::commit(0), MAX_BYTES).await.unwrap_err();
+        assert!(matches!(error, StoreError::Other { .. }), "{error}");
+        let log = LogFiles::new(store, 0);
+        assert!(matches!(log.record(0).await, Err(LogError::Unavailable(_))));
     }
 }
