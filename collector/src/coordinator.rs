@@ -196,6 +196,7 @@ impl Coordinator {
             Event::Arrived { stream, delivery } => self.arrived(stream, *delivery, now),
             Event::Unanswered { stream, keys } => self.unanswered(stream, &keys),
             Event::Roll { stream } => self.staged.request_roll(stream),
+            Event::Gone { stream } => self.staged.forget_stream(stream),
             Event::Appended { group, id, answer } => self.appended(group, &id, answer, now),
             Event::Closed { group, result } => self.closed(group, result, now.instant),
             Event::Stepped(outcome) => self.stepped(*outcome, now),

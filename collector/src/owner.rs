@@ -167,6 +167,7 @@ impl Owner {
             Inbox::Connected { stream, aggregator, out, stop } => self.connected(stream, &aggregator, out, stop),
             Inbox::Disconnected { stream } => {
                 self.streams.remove(&stream);
+                self.feed(Event::Gone { stream });
                 self.announce = true;
             }
             Inbox::Event(event) => self.feed(event),

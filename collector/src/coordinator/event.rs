@@ -82,6 +82,11 @@ pub enum Event {
         /// By this stream.
         stream: StreamId,
     },
+    /// A stream ended: what waits on it is listed by its next one.
+    Gone {
+        /// Which.
+        stream: StreamId,
+    },
     /// An append was answered.
     Appended {
         /// By this group.

@@ -292,4 +292,17 @@ mod tests {
         let again = owner.handle(Event::Arrived { stream: 7, delivery: delivery(1) }, now);
         assert!(again.is_empty(), "it waits for the quarantine file: {again:?}");
     }
+
+    /// During an outage aggregators may come back any number of times.
+    #[test]
+    fn streams_that_ended_are_not_remembered() {
+        let mut owner = coordinator();
+        let now = Now { instant: Instant::now(), unix_ms: 0 };
+        owner.handle(Event::Arrived { stream: 0, delivery: delivery(1) }, now);
+        for stream in 1..=100 {
+            owner.handle(Event::Gone { stream: stream - 1 }, now);
+            owner.handle(Event::Unanswered { stream, keys: vec![delivery(1).id] }, now);
+        }
+        assert_eq!(owner.staged().find(&delivery(1).id).unwrap().waiters, [100]);
+    }
 }

@@ -146,6 +146,16 @@ impl Staged {
         true
     }
 
+    /// The stream has ended: nobody waits on it any more.
+    pub fn forget_stream(&mut self, stream: StreamId) {
+        for entry in self.entries.values_mut().flat_map(BTreeMap::values_mut) {
+            entry.waiters.retain(|waiter| *waiter != stream);
+        }
+        for group in self.groups.values_mut() {
+            group.streams.remove(&stream);
+        }
+    }
+
     /// The group that takes batches for `key`.
     pub fn open_group(&self, key: &GroupKey) -> Option<u64> {
         self.open.get(key).copied()
