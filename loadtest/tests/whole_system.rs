@@ -150,16 +150,15 @@ fn personal_data_is_found_nowhere_even_after_kills() {
     };
     // What lies in the outbox, the channel and the staging directory while batches are on their way.
     wait_until(|| cluster.sum(Tier::EdgeAgent, "cut_batches") > 3);
+    no_canary_in_metrics(&cluster, Tier::EdgeAgent);
     cluster.kill(Tier::EdgeAgent, 0).unwrap();
     cluster.kill(Tier::Aggregator, 0).unwrap();
     cluster.kill(Tier::Collector, 0).unwrap();
     nothing("after the kills");
     cluster.start_servers().unwrap();
     cluster.start_agents(true).unwrap();
-    for tier in [Tier::Aggregator, Tier::Collector] {
-        let metrics = http::get(cluster.addresses(tier, 0).admin, "/metrics").unwrap().body;
-        assert!(!metrics.is_empty() && CANARIES.iter().all(|canary| !metrics.contains(canary)));
-    }
+    no_canary_in_metrics(&cluster, Tier::Aggregator);
+    no_canary_in_metrics(&cluster, Tier::Collector);
     let mut progress = Progress::new("canaries");
     run::wait_for_agents(&mut cluster, &mut progress).unwrap();
     run::drain_servers(&mut cluster, &mut progress).unwrap();
@@ -173,6 +172,11 @@ fn personal_data_is_found_nowhere_even_after_kills() {
         known: Default::default(),
     });
     assert_exact(&outcome.unwrap());
+}
+
+fn no_canary_in_metrics(cluster: &Cluster, tier: Tier) {
+    let metrics = http::get(cluster.addresses(tier, 0).admin, "/metrics").unwrap().body;
+    assert!(!metrics.is_empty() && CANARIES.iter().all(|canary| !metrics.contains(canary)), "{metrics}");
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
