@@ -9,12 +9,14 @@
 //! - damage is never dropped silently: recovery reports it ([`Corruption`]) and keeps what is valid around it;
 //! - a segment id is never given twice, not even after all segments were removed and the process restarted.
 //!
-//! Files: `segment` has the bytes, `recovery` the start, `reader` the way back, `file` the disk.
+//! Files: `segment` has the bytes, `recovery` the start, `reader` the way back, `file` the disk, `survey` the look from
+//! outside.
 
 mod file;
 mod reader;
 mod recovery;
 mod segment;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -104,7 +106,8 @@ pub struct Corruption {
     pub detail: String,
 }
 
-/// What was found besides good segments.
+/// What was found besides good segments. A file in which nothing can be read any more is renamed to
+/// `<id>.seg.damaged`, which is no segment's name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// Bytes cut off the ends of unsealed segments: writes that were never acknowledged.
@@ -219,12 +222,15 @@ impl RecordLog {
                     on_segment(LoadedSegment::Sealed { id, footer, bytes });
                 }
                 Found::Unsealed(scan) => {
+                    let damaged = !scan.corrupt.is_empty();
                     recovery.corrupt.extend(scan.corrupt);
-                    recovery.torn_bytes += scan.torn_bytes;
                     if scan.records.is_empty() {
-                        empty.push(id);
+                        // Damage is kept for who looks into it; what was never begun goes.
+                        recovery.torn_bytes += if damaged { 0 } else { scan.torn_bytes };
+                        empty.push((id, damaged));
                         continue;
                     }
+                    recovery.torn_bytes += scan.torn_bytes;
                     if scan.torn_bytes > 0 {
                         self.disk.truncate(id, scan.end)?;
                     }
@@ -238,12 +244,26 @@ impl RecordLog {
     }
 
     /// Files without a record go, but a file with a higher id is there first: it carries the next id over restarts.
-    fn remove_empty(&mut self, empty: &[u64]) -> Result<(), LogError> {
+    fn remove_empty(&mut self, empty: &[(u64, bool)]) -> Result<(), LogError> {
         if empty.is_empty() {
             return Ok(());
         }
         self.open_active()?;
-        empty.iter().try_for_each(|&id| self.disk.remove(id))
+        empty.iter().try_for_each(|&(id, damaged)| match damaged {
+            true => self.disk.set_aside(id),
+            false => self.disk.remove(id),
+        })
+    }
+
+    /// A log that appends to a new segment behind all that lie in the directory and looks into none of them: for tools,
+    /// while nobody else has it open. The new segment's file is there, durably, when this returns.
+    pub fn beside(options: Options) -> Result<Self, LogError> {
+        let disk = Disk::open(&options.dir)?;
+        let next_id = disk.segment_ids()?.last().map_or(0, |last| last + 1);
+        let reader = RecordReader::new(options.dir.clone());
+        let mut log = Self { options, disk, closed: BTreeMap::new(), active: None, next_id, latched: None, reader };
+        log.open_active()?;
+        Ok(log)
     }
 
     /// Appends a record; it is durable after the next [`sync`](Self::sync). Copies both parts.

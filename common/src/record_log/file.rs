@@ -129,6 +129,14 @@ impl Disk {
         self.sync_dir()
     }
 
+    /// Gives a file in which nothing can be read a name that is no segment's, durably.
+    pub(super) fn set_aside(&self, id: u64) -> Result<(), LogError> {
+        let path = self.path(id);
+        let aside = path.with_extension("seg.damaged");
+        std::fs::rename(&path, aside).map_err(|e| LogError::storage("renaming", &path, e))?;
+        self.sync_dir()
+    }
+
     pub(super) fn sync_dir(&self) -> Result<(), LogError> {
         let synced = self.faults.before(StorageOp::SyncDir).and_then(|()| self.handle.sync_all());
         synced.map_err(|e| LogError::storage("syncing", &self.dir, e))

@@ -72,7 +72,8 @@ struct OpenFiles {
 }
 
 impl RecordReader {
-    pub(super) fn new(dir: PathBuf) -> Self {
+    /// Reads from the segments in `dir`, whoever owns them.
+    pub fn new(dir: PathBuf) -> Self {
         Self { shared: Arc::new(Shared { dir, open: Mutex::default() }) }
     }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::record_log::segment::{
     self, FILE_HEADER_BYTES, FileHeader, Kind, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, TRAILER_BYTES,
 };
+use crate::record_log::survey::ClaimedRecord;
 use crate::record_log::{Corruption, LoadedRecord, LogError, RecordAt};
 
 /// How much of a file is in memory at once while it is scanned.
@@ -32,6 +33,14 @@ pub(super) struct Scan {
     /// Bytes behind `end`.
     pub torn_bytes: u64,
     pub corrupt: Vec<Corruption>,
+    /// Length of the file.
+    pub bytes: u64,
+    /// The first bytes of the file are intact.
+    pub sound: bool,
+    /// A good trailer names a footer here that is none.
+    pub bad_footer: Option<u64>,
+    /// A footer is intact here; the trailer behind it is not.
+    pub footer_at: Option<u64>,
 }
 
 /// Looks at one file. Changes nothing.
@@ -39,7 +48,7 @@ pub(super) fn inspect(path: &Path, id: u64) -> Result<Found, LogError> {
     let failed = |reason| LogError::storage("reading", path, reason);
     let file = File::open(path).map_err(failed)?;
     let len = file.metadata().map_err(failed)?.len();
-    let mut window = Window { file: &file, len, start: 0, bytes: Vec::new() };
+    let mut window = Window::new(&file, len);
     let header = window.get(0, FILE_HEADER_BYTES as usize).map_err(failed)?;
     if let FileHeader::Newer(found) = segment::decode_file_header(header, id) {
         return Err(LogError::NewerFormat { path: path.to_owned(), found, newest: segment::VERSION });
@@ -82,7 +91,7 @@ fn footer(window: &mut Window<'_>, id: u64, offset: u64) -> io::Result<Option<By
 
 /// Reads every record. `bad_footer`: a good trailer says that the records end there.
 fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) -> io::Result<Scan> {
-    let mut scan = Scan { end: FILE_HEADER_BYTES, ..Scan::default() };
+    let mut scan = Scan { end: FILE_HEADER_BYTES, bytes: window.len, sound, bad_footer, ..Scan::default() };
     let stop = bad_footer.unwrap_or(window.len);
     let mut offset = FILE_HEADER_BYTES;
     // Damage with the valid record behind it, and how far the records found prove the file to have been durable.
@@ -110,6 +119,7 @@ fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) 
         synced = header.synced.max(synced);
         if header.kind == Kind::Footer {
             // The trailer behind it is missing or torn: the seal was never answered and is made again.
+            scan.footer_at = Some(at);
             break;
         }
         let meta = window.get(at + RECORD_HEADER_BYTES as u64, header.meta_bytes as usize)?;
@@ -133,8 +143,49 @@ fn scan(window: &mut Window<'_>, id: u64, sound: bool, bad_footer: Option<u64>) 
             detail: format!("bytes {bad} to {footer} of a sealed segment hold no valid record"),
         });
     }
+    if !sound && scan.records.is_empty() && window.len >= FILE_HEADER_BYTES + RECORD_HEADER_BYTES as u64 {
+        scan.corrupt.push(Corruption {
+            segment: id,
+            offset: 0,
+            maybe_unsynced: false,
+            detail: "the first bytes of the file, synced before any other, are damaged, and no valid record follows"
+                .into(),
+        });
+    }
     scan.torn_bytes = window.len.saturating_sub(scan.end);
     Ok(scan)
+}
+
+/// Reads the records of a file up to `stop`, whatever its footer says. Changes nothing.
+pub(super) fn scan_to(path: &Path, id: u64, stop: u64) -> Result<Scan, LogError> {
+    let failed = |reason| LogError::storage("reading", path, reason);
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    scan(&mut Window::new(&file, len.min(stop)), id, true, None).map_err(failed)
+}
+
+/// Records between `from` and `to` whose fixed part is intact.
+pub(super) fn claimed(file: &File, id: u64, from: u64, to: u64) -> io::Result<Vec<ClaimedRecord>> {
+    let mut window = Window::new(file, file.metadata()?.len().min(to));
+    let (mut found, mut at) = (Vec::new(), from);
+    while at < to {
+        let fixed = window.get(at, RECORD_HEADER_BYTES)?;
+        let header = RecordHeader::decode(fixed, RecordAt { segment: id, offset: at });
+        let Some(header) = header.filter(|header| header.kind == Kind::Record && at + header.total() <= to) else {
+            let part = window.get(at + 1, WINDOW_BYTES)?;
+            let Some(next) = memchr::memmem::find(part, RECORD_MAGIC) else {
+                // The magic may lie across the end of this part.
+                at += (part.len() as u64 + 1).saturating_sub(RECORD_MAGIC.len() as u64 - 1).max(1);
+                continue;
+            };
+            at += 1 + next as u64;
+            continue;
+        };
+        let meta = window.get(at + RECORD_HEADER_BYTES as u64, header.meta_bytes as usize)?;
+        found.push(ClaimedRecord { offset: at, meta: Bytes::copy_from_slice(meta), end: at + header.total() });
+        at += header.total();
+    }
+    Ok(found)
 }
 
 /// `synced`: what any record behind the damage, not just the next one, knew to be durable.
@@ -196,7 +247,11 @@ struct Window<'a> {
     bytes: Vec<u8>,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
+    fn new(file: &'a File, len: u64) -> Self {
+        Self { file, len, start: 0, bytes: Vec::new() }
+    }
+
     /// `wanted` bytes from `offset`, or as many as the file has there.
     fn get(&mut self, offset: u64, wanted: usize) -> io::Result<&[u8]> {
         let wanted = (wanted as u64).min(self.len.saturating_sub(offset)) as usize;

@@ -323,6 +323,53 @@ proptest! {
 }
 
 #[test]
+fn a_file_in_which_nothing_can_be_read_is_kept_under_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, _) = three_records(dir.path(), true);
+    let zeros = vec![0; fs::metadata(&file).unwrap().len() as usize];
+    fs::write(&file, &zeros).unwrap();
+    let opened = open(dir.path());
+    assert_eq!((opened.recovery.torn_bytes, opened.recovery.corrupt.len()), (0, 1));
+    assert_eq!(fs::read(file.with_extension("seg.damaged")).unwrap(), zeros);
+    assert!(!file.exists());
+    drop(opened);
+    let again = open(dir.path());
+    assert_eq!(again.recovery.corrupt, vec![], "reported once");
+    assert!(again.log.next_id > 1, "no id is given twice");
+}
+
+#[test]
+fn a_log_beside_others_takes_the_next_id_and_touches_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, _) = three_records(dir.path(), true);
+    let before = fs::read(&file).unwrap();
+    let options = Options { dir: dir.path().to_owned(), segment_bytes: 1 << 20, max_record_bytes: 1 << 20 };
+    let mut beside = RecordLog::beside(options).unwrap();
+    let at = beside.append(b"meta", b"body").unwrap();
+    assert_eq!((at.segment, beside.seal(b"foot").unwrap()), (1, 1));
+    assert_eq!(fs::read(&file).unwrap(), before);
+    let files = survey::segment_files(dir.path()).unwrap();
+    let survey = survey::Survey::of(&files[1].1, 1, true).unwrap();
+    assert!(matches!(&survey.seal, survey::Seal::Good { footer, offset: 60 } if &footer[..] == b"foot"));
+    assert_eq!((survey.records.len(), survey.end), (1, 60));
+}
+
+#[test]
+fn damaged_contents_still_say_what_they_claim_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, at) = three_records(dir.path(), true);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[at[1].offset as usize + 60] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let survey = survey::Survey::of(&file, 0, false).unwrap();
+    assert_eq!((survey.records.len(), &survey.seal, survey.sound), (2, &survey::Seal::None, true));
+    let (from, to) = (survey.records[0].end(), survey.records[1].at.offset);
+    assert_eq!((from, to), (at[1].offset, at[2].offset));
+    let claimed = survey::claimed_records(&file, 0, from, to).unwrap();
+    assert_eq!(claimed.iter().map(|claim| (claim.offset, claim.end)).collect::<Vec<_>>(), vec![(from, to)]);
+}
+
+#[test]
 fn a_flipped_byte_in_the_last_record_is_a_torn_tail() {
     let dir = tempfile::tempdir().unwrap();
     let (file, at) = three_records(dir.path(), true);
