@@ -9,26 +9,27 @@ use proto::wire;
 
 use crate::commit::CommitId;
 use crate::log::files::{LogFiles, write_once};
+use crate::log::view::Finish;
 use crate::log::{Layout, layout};
 use crate::publish::{self, DirModes};
 use crate::store::{Renamed, Store, StoreError};
 
-/// A record with the files to be looked after: number, incarnation, files.
-pub type Work = Vec<(u64, String, Vec<wire::PublishedFile>)>;
+/// Records with what is left to do for each.
+pub type Work = Vec<(u64, Finish)>;
 
-/// Brings what is still staged of these records to its place. One listing per incarnation tells what is; returns what
-/// is left of each record, everything if the store does not answer.
-pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Vec<(u64, Vec<wire::PublishedFile>)> {
-    let mut incarnations: BTreeMap<String, Vec<(u64, Vec<wire::PublishedFile>)>> = BTreeMap::new();
-    for (n, incarnation, files) in work {
-        incarnations.entry(incarnation).or_default().push((n, files));
+/// Finishes records: what is still staged goes to its place, then what it replaces is deleted. One listing per
+/// incarnation tells what is staged; returns what is left of each record, everything if the store does not answer.
+pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Work {
+    let mut incarnations: BTreeMap<String, Work> = BTreeMap::new();
+    for (n, finish) in work {
+        incarnations.entry(finish.incarnation.clone()).or_default().push((n, finish));
     }
     let mut left = Vec::new();
     for (incarnation, records) in incarnations {
         let dir = format!("{}/{incarnation}", layout::STAGING);
         let staged: HashSet<String> = match store.list(&dir).await {
             Ok(entries) => entries.into_iter().map(|entry| entry.name).collect(),
-            // Deleted by a later release, after everything in it was brought to its place.
+            // Deleted after everything in it was brought to its place.
             Err(StoreError::NotFound { .. }) => HashSet::new(),
             Err(error) => {
                 tracing::info!(incarnation, %error, "staging directory cannot be listed now");
@@ -36,16 +37,32 @@ pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Vec<(u64,
                 continue;
             }
         };
-        for (n, files) in records {
+        for (n, mut finish) in records {
             let is_staged = |file: &wire::PublishedFile| {
                 file.staged.rsplit_once('/').is_none_or(|(parent, name)| parent != dir || staged.contains(name))
             };
-            let waiting: Vec<_> = files.into_iter().filter(is_staged).collect();
-            if !waiting.is_empty() {
-                tracing::info!(n, incarnation, files = waiting.len(), "finishing the record of another run");
+            finish.bring.retain(is_staged);
+            if !finish.bring.is_empty() {
+                tracing::info!(n, incarnation, files = finish.bring.len(), "finishing the record of another run");
             }
-            let brought = publish::bring_all(store, modes, waiting).await;
-            left.push((n, brought.again.into_iter().chain(brought.stuck).collect()));
+            let brought = publish::bring_all(store, modes, std::mem::take(&mut finish.bring)).await;
+            finish.bring = brought.again.into_iter().chain(brought.stuck).collect();
+            if finish.bring.is_empty() {
+                finish.remove = remove(store, finish.remove).await;
+            }
+            left.push((n, finish));
+        }
+    }
+    left
+}
+
+/// Deletes files that a record replaced; returns those that may still be there.
+async fn remove(store: &dyn Store, paths: Vec<String>) -> Vec<String> {
+    let mut left = Vec::new();
+    for path in paths {
+        if let Err(error) = store.delete(&path, false).await {
+            tracing::info!(file = %path, %error, "replaced file cannot be deleted now");
+            left.push(path);
         }
     }
     left

@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::ids::{BatchId, DatasetName};
-use proto::wire;
 
 pub use event::{Action, AppendAnswer, Delivery, Event, Now, StepGroup};
 
 use crate::commit::Planner;
 use crate::config::dataset::DatasetConfig;
 use crate::ledger::{Committed, GroupKey, Staged, StreamId};
+use crate::log::View;
+use crate::log::view::Finish;
 use crate::roll::{GroupLimits, TotalLimits};
 
 /// What does not change while it runs.
@@ -88,8 +89,7 @@ pub struct Counts {
 /// A record of which not every file is known to be in its place.
 #[derive(Debug, Clone)]
 struct Unfinished {
-    incarnation: String,
-    files: Vec<wire::PublishedFile>,
+    finish: Finish,
     not_before: Instant,
 }
 
@@ -110,20 +110,18 @@ struct Retreat {
 /// What the log said when this run began.
 #[derive(Debug, Default)]
 pub struct Replayed {
-    /// Everything it covers.
-    pub committed: Committed,
-    /// The first number that was not read.
-    pub next: u64,
+    /// All of it.
+    pub view: View,
     /// End of the checkpoint.
     pub checkpoint: u64,
-    /// Records behind the checkpoint: number, incarnation, files.
-    pub records: Vec<(u64, String, Vec<wire::PublishedFile>)>,
+    /// Records behind the checkpoint, with what may be left to do for each.
+    pub records: Vec<(u64, Finish)>,
 }
 
 /// See the module.
 pub struct Coordinator {
     settings: Settings,
-    committed: Committed,
+    view: View,
     staged: Staged,
     planner: Planner,
     counts: Counts,
@@ -158,14 +156,14 @@ impl std::fmt::Debug for Coordinator {
 impl Coordinator {
     /// Begins behind what was replayed. `staging` is the own directory, for messages.
     pub fn new(settings: Settings, replayed: Replayed, staging: String, ids: IdSource, now: Instant) -> Self {
-        let unfinished = replayed.records.into_iter().filter(|(_, _, files)| !files.is_empty());
-        let unfinished =
-            unfinished.map(|(n, incarnation, files)| (n, Unfinished { incarnation, files, not_before: now }));
+        let unfinished = replayed.records.into_iter().filter(|(_, finish)| !finish.is_empty());
+        let unfinished = unfinished.map(|(n, finish)| (n, Unfinished { finish, not_before: now }));
+        let next = replayed.view.next();
         Self {
             settings,
-            committed: replayed.committed,
+            view: replayed.view,
             staged: Staged::default(),
-            planner: Planner::new(replayed.next, staging),
+            planner: Planner::new(next, staging),
             counts: Counts::default(),
             ids,
             next_group: 0,
@@ -239,9 +237,14 @@ impl Coordinator {
         &self.staged
     }
 
+    /// What the log says, as far as it was read.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
     /// What is committed.
     pub fn committed(&self) -> &Committed {
-        &self.committed
+        self.view.committed()
     }
 
     /// Counters.

@@ -16,6 +16,7 @@ pub mod commit;
 pub mod config;
 pub mod coordinator;
 pub mod format;
+pub mod housekeeping;
 pub mod ledger;
 pub mod log;
 pub mod metrics;

@@ -7,14 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::wire;
-
 use crate::commit::{CommitId, Stop};
 use crate::coordinator::Replayed;
-use crate::ledger::Committed;
-use crate::ledger::committed::covers;
 use crate::log::files::{LogError, LogFiles, ReadRecord, store_error, write_once};
-use crate::log::{Layout, layout};
+use crate::log::view::Applied;
+use crate::log::{Layout, View, layout};
 use crate::store::{Renamed, Store, StoreError};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -83,43 +80,37 @@ async fn attempt(store: &Arc<dyn Store>, collector: &str, source: &mut dyn Sourc
     }
     check_format(store, &layout, source).await?;
     let log = LogFiles::new(Arc::clone(store), 0);
-    let (begin, committed) = match log.highest_checkpoint().await? {
-        None => (0, Committed::default()),
+    let (begin, view) = match log.highest_checkpoint().await? {
+        None => (0, View::default()),
         Some((n, checkpoint)) => {
-            let committed = Committed::from_checkpoint(n, &checkpoint);
-            (n, committed.map_err(|error| LogError::Broken(error.to_string()))?)
+            let view = View::from_checkpoint(n, &checkpoint);
+            (n, view.map_err(|error| LogError::Broken(error.to_string()))?)
         }
     };
     let log = log.from(begin);
-    let replayed = read_tail(&log, begin, committed).await?;
+    let replayed = read_tail(&log, begin, view).await?;
     tracing::info!(
         incarnation = layout.incarnation(),
         checkpoint = begin,
-        next = replayed.next,
-        origins = replayed.committed.origins(),
+        next = replayed.view.next(),
+        origins = replayed.view.committed().origins(),
         "commit log read"
     );
     Ok(Begun { layout, log, replayed })
 }
 
-async fn read_tail(log: &LogFiles, begin: u64, mut committed: Committed) -> Result<Replayed, LogError> {
+async fn read_tail(log: &LogFiles, begin: u64, mut view: View) -> Result<Replayed, LogError> {
     let mut records = Vec::new();
-    let mut next = begin;
-    while let ReadRecord::Record(record) = log.record(next).await? {
-        let Some(wire::commit_record::Action::Publish(publish)) = record.action else {
-            return Err(LogError::Newer(format!("record {next} with an action that this release does not know")));
-        };
-        for cover in covers(next, &publish).map_err(|error| LogError::Broken(error.to_string()))? {
-            let twice = committed.add(&cover, record.time_unix_ms);
-            if twice > 0 {
-                tracing::error!(n = next, agent = %cover.key.agent, origin = %cover.key.origin, seqs = twice,
-                    "the log covers batches twice: report this, with the records of this origin");
-            }
+    while let ReadRecord::Record(record) = log.record(view.next()).await? {
+        let n = view.next();
+        let applied = view.apply(n, &record).map_err(|error| LogError::Broken(error.to_string()))?;
+        let Applied { twice, finish, retired: _, .. } = applied;
+        if twice > 0 {
+            tracing::error!(n, seqs = twice, "the log covers batches twice: report this, with this record");
         }
-        records.push((next, record.incarnation, publish.files));
-        next += 1;
+        records.push((n, finish));
     }
-    Ok(Replayed { committed, next, checkpoint: begin, records })
+    Ok(Replayed { view, checkpoint: begin, records })
 }
 
 /// Reads `_catchment/format`, and writes it on first use.

@@ -9,6 +9,7 @@ use proto::header::Kind;
 use proto::ids::BatchId;
 use proto::intervals::IntervalSet;
 use proto::wire;
+use proto::wire::commit_record::Action;
 
 use crate::ledger::staged::GroupState;
 use crate::ledger::{GroupKind, OriginKey, Staged};
@@ -43,24 +44,30 @@ pub struct Draft {
     pub groups: Vec<u64>,
     /// Seqs without a file that ride in it.
     pub seqs: Vec<BatchId>,
-    /// What it publishes and covers.
-    pub publish: wire::Publish,
-    /// The encoded record with its envelope.
+    /// What it says.
+    pub record: wire::CommitRecord,
+    /// The same, encoded with its envelope.
     pub bytes: Bytes,
     /// A record took something out of it: it must never be renamed again.
     pub touched: bool,
 }
 
 impl Draft {
-    /// Everything that is closed, and every seq without a file; none if there is nothing.
-    pub fn of(staged: &Staged, id: CommitId, author: &Author) -> Option<Self> {
+    /// Everything that is closed, and every seq without a file; none if there is nothing. `late` gives a file of a
+    /// sealed partition the place that the late policy says, and leaves every other as it is.
+    pub fn of(
+        staged: &Staged,
+        id: CommitId,
+        author: &Author,
+        late: impl Fn(wire::PublishedFile) -> wire::PublishedFile,
+    ) -> Option<Self> {
         let mut covers: BTreeMap<OriginKey, wire::OriginCover> = BTreeMap::new();
         let mut sets: BTreeMap<OriginKey, (IntervalSet, IntervalSet)> = BTreeMap::new();
         let (mut files, mut groups, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
         for (number, group) in staged.groups() {
             let GroupState::Closed { files: closed } = &group.state else { continue };
             groups.push(number);
-            files.extend(closed.iter().cloned());
+            files.extend(closed.iter().cloned().map(|file| (late(file), &group.members)));
             for (key, members) in &group.members {
                 let (data, quarantined) = sets.entry(key.clone()).or_default();
                 let set = if group.key.kind == GroupKind::Quarantine { quarantined } else { data };
@@ -79,13 +86,35 @@ impl Draft {
             cover.data = (!data.is_empty()).then(|| (&data).into());
             cover.quarantined = (!quarantined.is_empty()).then(|| (&quarantined).into());
         }
+        let at: BTreeMap<&OriginKey, u32> = covers.keys().zip(0..).collect();
+        let files = files.into_iter().map(|(mut file, members)| {
+            if file.kind() == wire::FileKind::Data {
+                file.covers = members.keys().filter_map(|key| at.get(key).copied()).collect();
+            }
+            file
+        });
+        let files = files.collect();
         let covers = covers.into_iter().map(|(key, mut cover)| {
             (cover.agent, cover.origin) = (key.agent.to_string(), key.origin.to_bytes());
             cover
         });
         let publish = wire::Publish { files, covers: covers.collect() };
-        let bytes = proto::record::encode_record(&record(id, author, publish.clone())).into();
-        Some(Self { id, groups, seqs, publish, bytes, touched: false })
+        Some(Self { groups, seqs, ..Self::of_action(id, author, Action::Publish(publish)) })
+    }
+
+    /// Something other than a publication.
+    pub fn of_action(id: CommitId, author: &Author, action: Action) -> Self {
+        let record = record(id, author, action);
+        let bytes = proto::record::encode_record(&record).into();
+        Self { id, groups: Vec::new(), seqs: Vec::new(), record, bytes, touched: false }
+    }
+
+    /// What it publishes and covers, if that is its action.
+    pub fn publish(&self) -> Option<&wire::Publish> {
+        match &self.record.action {
+            Some(Action::Publish(publish)) => Some(publish),
+            _ => None,
+        }
     }
 
     /// Does this draft name the group?
@@ -94,14 +123,14 @@ impl Draft {
     }
 }
 
-fn record(id: CommitId, author: &Author, publish: wire::Publish) -> wire::CommitRecord {
+fn record(id: CommitId, author: &Author, action: Action) -> wire::CommitRecord {
     wire::CommitRecord {
         format: proto::FORMAT,
         commit_id: Bytes::copy_from_slice(&id.0),
         incarnation: author.incarnation.clone(),
         collector: author.collector.clone(),
         time_unix_ms: author.time_unix_ms,
-        action: Some(wire::commit_record::Action::Publish(publish)),
+        action: Some(action),
     }
 }
 

@@ -92,6 +92,16 @@ pub enum Stop {
         "this run is retired: its staging directory {0} is gone; what it had staged is asked for again by the next run, start the collector again"
     )]
     Retired(String),
+    /// A record says that this run must not commit any more.
+    #[error(
+        "this run is retired by record {n}, written by {incarnation} because this run showed no sign of life for long; what it had staged is asked for again by the next run, start the collector again"
+    )]
+    RetiredBy {
+        /// The record.
+        n: u64,
+        /// Who wrote it.
+        incarnation: String,
+    },
     /// A newer release wrote to the log.
     #[error("a newer release wrote {0}; upgrade this collector")]
     Newer(String),
@@ -359,8 +369,8 @@ mod tests {
     const ID: CommitId = CommitId([7; 16]);
 
     fn draft() -> Draft {
-        let publish = wire::Publish::default();
-        Draft { id: ID, groups: vec![3], seqs: vec![], publish, bytes: Bytes::from_static(b"r"), touched: false }
+        let record = wire::CommitRecord::default();
+        Draft { id: ID, groups: vec![3], seqs: vec![], record, bytes: Bytes::from_static(b"r"), touched: false }
     }
 
     fn record(id: [u8; 16]) -> Box<wire::CommitRecord> {

@@ -53,6 +53,20 @@ impl Compression {
     }
 }
 
+/// The dataset of late events is called `<name>_late`.
+pub const LATE_SUFFIX: &str = "_late";
+
+/// Where events go that come after their partition was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LatePolicy {
+    /// Into the partition; its marker says how many.
+    #[default]
+    Append,
+    /// Into the same partition of the dataset `<name>_late`.
+    Late,
+}
+
 /// How much of a payload is looked at before it is appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -155,6 +169,12 @@ pub struct DatasetConfig {
     /// How long after its end a partition waits for late events.
     #[serde(default = "lateness")]
     pub allowed_lateness: Span,
+    /// How much longer it waits for agents that are silent before it is sealed as incomplete.
+    #[serde(default = "incomplete_after")]
+    pub incomplete_after: Span,
+    /// What happens to events that come after the seal.
+    #[serde(default)]
+    pub late: LatePolicy,
     /// What is checked before a frame is appended.
     #[serde(default)]
     pub verify: Verify,
@@ -179,6 +199,10 @@ fn lateness() -> Span {
     Span::secs(4 * 3600)
 }
 
+fn incomplete_after() -> Span {
+    Span::secs(4 * 3600)
+}
+
 impl DatasetConfig {
     /// A dataset with every other setting at its default.
     pub fn named(name: &str) -> Self {
@@ -198,6 +222,8 @@ impl DatasetConfig {
             writers: Vec::new(),
             oldest: None,
             allowed_lateness: lateness(),
+            incomplete_after: incomplete_after(),
+            late: LatePolicy::Append,
             verify: Verify::Headers,
             roll: RollOverrides::default(),
         }
@@ -239,6 +265,18 @@ impl DatasetConfig {
         if jiff::tz::TimeZone::get(&self.zone).is_err() {
             add("zone", format!("{:?} is no IANA time zone, e.g. \"UTC\" or \"Europe/Berlin\"", self.zone));
         }
+        if self.late == LatePolicy::Late && DatasetName::new(&format!("{}{LATE_SUFFIX}", self.name)).is_err() {
+            add("late", format!("{}{LATE_SUFFIX} is no dataset name: it is too long", self.name));
+        }
+        if self.partition == PartitionBy::Hour && !is_fixed_offset(&self.zone) {
+            add(
+                "zone",
+                format!(
+                    "{:?} must be UTC or a fixed offset such as \"Etc/GMT-1\" for hour partitions: an hour that a change of the clocks doubles or skips has no end",
+                    self.zone
+                ),
+            );
+        }
         if self.format == Format::Parquet && self.log_format.is_none() && self.time.is_none() {
             add(
                 "log_format",
@@ -278,6 +316,13 @@ impl DatasetConfig {
             }
         }
     }
+}
+
+/// Has this zone the same offset all the time?
+fn is_fixed_offset(zone: &str) -> bool {
+    let Ok(zone) = jiff::tz::TimeZone::get(zone) else { return true };
+    let changes = |at: jiff::Timestamp| zone.following(at).next().is_some();
+    zone.to_fixed_offset().is_ok() || !changes(jiff::Timestamp::UNIX_EPOCH)
 }
 
 /// Days since 1970-01-01 of `YYYY-MM-DD`.

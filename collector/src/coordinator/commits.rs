@@ -3,13 +3,17 @@
 use std::time::{Duration, Instant};
 
 use proto::wire;
+use proto::wire::commit_record::Action as Said;
 
 use super::{Action, Answered, Coordinator, Now, Retreat, Unfinished};
 use crate::commit::draft::Author;
 use crate::commit::{CommitId, Draft, Effect, Outcome, Stop};
+use crate::config::dataset::{LATE_SUFFIX, LatePolicy};
+use crate::housekeeping;
 use crate::ledger::GroupKey;
-use crate::ledger::committed::covers;
 use crate::ledger::staged::{GroupState, Left};
+use crate::log::layout;
+use crate::log::view::{Applied, Finish, partitions};
 use crate::roll::{self, GroupLimits, OpenGroup};
 
 const FIRST_RETREAT: Duration = Duration::from_secs(1);
@@ -104,7 +108,8 @@ impl Coordinator {
                 incarnation: self.settings.incarnation.clone(),
                 time_unix_ms: now.unix_ms,
             };
-            if let Some(draft) = Draft::of(&self.staged, CommitId((self.ids)()), &author) {
+            if let Some(draft) = Draft::of(&self.staged, CommitId((self.ids)()), &author, |file| self.place_late(file))
+            {
                 self.draft_begun = now.instant;
                 self.planner.begin(draft);
             }
@@ -115,6 +120,21 @@ impl Coordinator {
             self.last_tail = now.instant;
             self.planner.tail();
         }
+    }
+
+    /// Where a file of a sealed partition goes, by the late policy of its dataset.
+    fn place_late(&self, mut file: wire::PublishedFile) -> wire::PublishedFile {
+        let key = partitions::key(0, &file.dataset, file.partition.as_ref());
+        let sealed = file.kind() == wire::FileKind::Data
+            && key.as_ref().is_ok_and(|key| self.view.partitions().sealed(key).is_some());
+        let Some(key) = key.ok().filter(|_| sealed) else { return file };
+        file.late_of.clone_from(&file.dataset);
+        let policy = self.settings.datasets.get(&key.dataset).map_or(LatePolicy::Append, |dataset| dataset.late);
+        if policy == LatePolicy::Late {
+            file.dataset.push_str(LATE_SUFFIX);
+            file.r#final = format!("{}/{}/{}", file.dataset, key.partition.path(), layout::name(&file.r#final));
+        }
+        file
     }
 
     /// A group whose every batch was refused has nothing to commit.
@@ -154,20 +174,17 @@ impl Coordinator {
         if record.incarnation == self.settings.incarnation {
             return self.stop(Stop::Log(format!("record {n} is of this run, but of no draft that it knows")));
         }
-        let Some(wire::commit_record::Action::Publish(publish)) = &record.action else {
-            return self.stop(Stop::Newer(format!("record {n} with an action that this release does not know")));
-        };
-        let covers = match covers(n, publish) {
-            Ok(covers) => covers,
-            Err(error) => return self.stop(Stop::Log(error.to_string())),
-        };
+        let Some(applied) = self.apply(n, record) else { return };
         self.counts.records_read += 1;
-        for cover in &covers {
-            self.add_cover(n, cover, record.time_unix_ms);
+        if applied.retired.as_deref() == Some(&*self.settings.incarnation) {
+            return self.stop(Stop::RetiredBy { n, incarnation: record.incarnation.clone() });
         }
-        let (groups, seqs) = self.staged.touched_by(&covers);
+        let (mut groups, seqs) = self.staged.touched_by(&applied.covers);
+        groups.extend(self.staged.groups_of(&applied.expired));
         let draft = self.planner.draft();
-        if draft.is_some_and(|d| groups.iter().any(|g| d.names(*g)) || seqs.iter().any(|id| d.seqs.contains(id))) {
+        if draft.is_some_and(|d| groups.iter().any(|g| d.names(*g)) || seqs.iter().any(|id| d.seqs.contains(id)))
+            || draft.is_some_and(|draft| housekeeping::conflicts(draft, record, &applied, &self.view))
+        {
             self.planner.touch();
         }
         for group in groups {
@@ -176,7 +193,7 @@ impl Coordinator {
                 n,
                 group,
                 batches = left.len(),
-                "record of another collector covers a batch of this group: deleted"
+                "record of another collector takes a batch of this group: deleted"
             );
             self.counts.conflicts += 1;
             self.actions.push(Action::Abandon { group });
@@ -187,33 +204,41 @@ impl Coordinator {
                 self.answer_left(left);
             }
         }
-        let not_before = now.instant + self.settings.finish_after;
-        self.add_unfinished(n, record.incarnation.clone(), publish.files.clone(), not_before);
+        self.add_unfinished(n, applied.finish, now.instant + self.settings.finish_after);
+    }
+
+    /// Merges a record into the view; stops if it cannot be merged.
+    fn apply(&mut self, n: u64, record: &wire::CommitRecord) -> Option<Applied> {
+        match self.view.apply(n, record) {
+            Ok(applied) => {
+                if applied.twice > 0 {
+                    self.counts.covered_twice += applied.twice;
+                    tracing::error!(
+                        n,
+                        seqs = applied.twice,
+                        "the log covers batches twice: report this, with this record"
+                    );
+                }
+                Some(applied)
+            }
+            Err(error) => {
+                self.stop(Stop::Log(error.to_string()));
+                None
+            }
+        }
     }
 
     fn answer_left(&mut self, left: Left) {
         let Left { id, entry } = left;
-        if self.committed.contains(&id) {
+        if self.view.committed().contains(&id) {
             entry.waiters.iter().for_each(|stream| self.answer_committed(*stream, &id, None));
         } else {
             self.answer_again(&entry.waiters, &id);
         }
     }
 
-    fn add_cover(&mut self, n: u64, cover: &crate::ledger::committed::Cover, time_unix_ms: i64) {
-        let twice = self.committed.add(cover, time_unix_ms);
-        if twice > 0 {
-            self.counts.covered_twice += twice;
-            tracing::error!(n, agent = %cover.key.agent, origin = %cover.key.origin, seqs = twice,
-                "the log covers batches twice: report this, with the records of this origin");
-        }
-    }
-
     fn committed_draft(&mut self, n: u64, draft: Draft, now: Now) {
-        match covers(n, &draft.publish) {
-            Ok(covers) => covers.iter().for_each(|cover| self.add_cover(n, cover, now.unix_ms)),
-            Err(error) => return self.stop(Stop::Log(error.to_string())),
-        }
+        let Some(applied) = self.apply(n, &draft.record) else { return };
         for group in &draft.groups {
             let left = self.staged.remove_group(*group);
             self.keep_answers(left);
@@ -223,10 +248,17 @@ impl Coordinator {
             let left = self.staged.remove_without_file(id);
             self.keep_answers(left);
         }
+        let Some(Said::Publish(publish)) = draft.record.action else {
+            tracing::info!(n, action = housekeeping::name(&draft.record), "committed");
+            return self.add_unfinished(n, applied.finish, now.instant);
+        };
         self.last_commit = now.instant;
-        self.count(&draft.publish);
+        self.count(&publish);
+        // The files go first, by the planner; what else the record asks for is done beside the next commits.
+        let finish = Finish { bring: Vec::new(), ..applied.finish };
+        self.add_unfinished(n, finish, now.instant);
         let since = now.instant.saturating_duration_since(self.draft_begun);
-        let files = draft.publish.files;
+        let files = publish.files;
         tracing::info!(n, files = files.len(), batches = self.answers.len(), "committed");
         self.actions.push(Action::Committed { n, files: files.clone(), since });
         self.actions.push(Action::Announce);
@@ -259,8 +291,8 @@ impl Coordinator {
     /// The files were brought to their places: the answers leave.
     fn published(&mut self, stuck: Vec<wire::PublishedFile>, now: Now) {
         let incarnation = self.settings.incarnation.clone();
-        let n = self.planner.next() - 1;
-        self.add_unfinished(n, incarnation, stuck, now.instant + self.settings.finish_after);
+        let finish = Finish { incarnation, bring: stuck, ..Finish::default() };
+        self.add_unfinished(self.planner.next() - 1, finish, now.instant + self.settings.finish_after);
         for Answered { id, waiters, refused } in std::mem::take(&mut self.answers) {
             for stream in waiters {
                 self.answer_committed(stream, &id, refused.as_ref());
@@ -268,9 +300,15 @@ impl Coordinator {
         }
     }
 
-    fn add_unfinished(&mut self, n: u64, incarnation: String, files: Vec<wire::PublishedFile>, not_before: Instant) {
-        if !files.is_empty() {
-            self.unfinished.insert(n, Unfinished { incarnation, files, not_before });
+    fn add_unfinished(&mut self, n: u64, finish: Finish, not_before: Instant) {
+        if finish.is_empty() {
+            return;
         }
+        let row = self.unfinished.entry(n).or_insert(Unfinished { finish: Finish::default(), not_before });
+        row.finish.incarnation = finish.incarnation;
+        row.finish.bring.extend(finish.bring);
+        row.finish.remove.extend(finish.remove);
+        row.finish.markers.extend(finish.markers);
+        row.not_before = not_before;
     }
 }

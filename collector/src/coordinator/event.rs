@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::commit::{Outcome, Step, Stop};
 use crate::config::dataset::DatasetConfig;
 use crate::ledger::{GroupKey, StreamId};
+use crate::log::view::Finish;
 use crate::roll::Reason;
 
 /// The time of an event.
@@ -108,7 +109,7 @@ pub enum Event {
     /// Files of earlier records were looked after.
     Swept {
         /// What is left of the records that were given, by number.
-        left: Vec<(u64, Vec<wire::PublishedFile>)>,
+        left: Vec<(u64, Finish)>,
     },
     /// A checkpoint was written, or could not be.
     Checkpointed {
@@ -177,8 +178,8 @@ pub enum Action {
     },
     /// A step on the log.
     Step(Step),
-    /// Look after the files of earlier records: number, incarnation, files.
-    Sweep(Vec<(u64, String, Vec<wire::PublishedFile>)>),
+    /// Finish earlier records in the store: number, what is left to do.
+    Sweep(Vec<(u64, Finish)>),
     /// Write a checkpoint.
     Checkpoint {
         /// Records below it are covered.

@@ -26,7 +26,7 @@ const MANY_SPANS: usize = 64;
 impl Coordinator {
     pub(super) fn arrived(&mut self, stream: StreamId, delivery: Delivery, now: Now) {
         let id = delivery.id.clone();
-        if self.committed.contains(&id) {
+        if self.view.committed().contains(&id) {
             self.counts.duplicates += 1;
             self.answer_committed(stream, &id, None);
             return;
@@ -83,7 +83,10 @@ impl Coordinator {
         let urgent = match &kind {
             // The rest of such a run waits for it; an agent that the log does not know is invisible until then.
             Kind::Open(open) => {
-                open.previous.is_none() || open.restored || open.after_left || !self.committed.knows_agent(&id.agent)
+                open.previous.is_none()
+                    || open.restored
+                    || open.after_left
+                    || !self.view.committed().knows_agent(&id.agent)
             }
             _ => false,
         };
@@ -135,7 +138,7 @@ impl Coordinator {
 
     pub(super) fn unanswered(&mut self, stream: StreamId, keys: &[BatchId]) {
         for id in keys {
-            if self.committed.contains(id) {
+            if self.view.committed().contains(id) {
                 self.answer_committed(stream, id, None);
             } else if let Some(entry) = self.staged.find(id) {
                 if entry.appended {
@@ -163,7 +166,7 @@ impl Coordinator {
                     self.poison(group, &reason, now.instant);
                 } else if let Some(entry) = self.staged.take_refused(group, id, events) {
                     self.put(quarantine_key(now), *delivery, &entry.waiters, Some(reason.into()), now);
-                } else if self.staged.find(id).is_none() && !self.committed.contains(id) && !self.draining {
+                } else if self.staged.find(id).is_none() && !self.view.committed().contains(id) && !self.draining {
                     // Its group went first, and it was asked for again: it waits here for whoever brings it.
                     self.put(quarantine_key(now), *delivery, &[], Some(reason.into()), now);
                 }
@@ -177,7 +180,7 @@ impl Coordinator {
             None => Kinds::Committed(wire::Committed {}),
             Some(reason) => Kinds::Refused(wire::Refused { reason: reason.to_string() }),
         };
-        let set = self.committed.origin(&id.agent, id.origin).filter(|set| set.spans() <= MANY_SPANS);
+        let set = self.view.committed().origin(&id.agent, id.origin).filter(|set| set.spans() <= MANY_SPANS);
         let answer = wire::Answer { key: Some(id.into()), answer: Some(kind), intervals: set.map(Into::into) };
         self.actions.push(Action::Answer { stream, answer });
     }

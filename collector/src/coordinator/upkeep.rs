@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use proto::wire;
 
 use super::{Action, Coordinator, Now};
+use crate::log::view::Finish;
 
 /// Between two looks at the same files.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -19,7 +20,7 @@ impl Coordinator {
         let due = self.planner.next() >= self.last_checkpoint + self.settings.checkpoint_every;
         if !self.unfinished.is_empty() && now >= self.next_sweep {
             let ready = self.unfinished.iter().filter(|(_, record)| due || record.not_before <= now);
-            let work: Vec<_> = ready.map(|(n, r)| (*n, r.incarnation.clone(), r.files.clone())).collect();
+            let work: Vec<_> = ready.map(|(n, record)| (*n, record.finish.clone())).collect();
             if !work.is_empty() {
                 self.chore = true;
                 self.next_sweep = now + if due { SWEEP_FOR_CHECKPOINT } else { SWEEP_EVERY };
@@ -31,18 +32,18 @@ impl Coordinator {
         if due && self.unfinished.is_empty() && self.planner.is_idle() {
             self.chore = true;
             let next = self.planner.next();
-            let bytes = proto::record::encode_checkpoint(&self.committed.to_checkpoint(next)).into();
+            let bytes = proto::record::encode_checkpoint(&self.view.to_checkpoint()).into();
             self.actions.push(Action::Checkpoint { next, bytes });
         }
     }
 
-    pub(super) fn swept(&mut self, left: Vec<(u64, Vec<wire::PublishedFile>)>, now: Instant) {
+    pub(super) fn swept(&mut self, left: Vec<(u64, Finish)>, now: Instant) {
         self.chore = false;
-        for (n, files) in left {
-            if files.is_empty() {
+        for (n, finish) in left {
+            if finish.is_empty() {
                 self.unfinished.remove(&n);
             } else if let Some(record) = self.unfinished.get_mut(&n) {
-                record.files = files;
+                record.finish = finish;
                 record.not_before = now + SWEEP_EVERY;
             }
         }

@@ -32,6 +32,15 @@ pub struct Cover {
     pub key: OriginKey,
     /// All of them: data, quarantined and those without a file.
     pub seqs: IntervalSet,
+    /// Seqs that came after the origin expired: they never make it known again.
+    pub expired: IntervalSet,
+}
+
+impl Cover {
+    /// Nothing of it expired.
+    pub fn of(key: OriginKey, seqs: IntervalSet) -> Self {
+        Self { key, seqs, expired: IntervalSet::new() }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -48,21 +57,8 @@ pub struct Committed {
 }
 
 impl Committed {
-    /// From a checkpoint; `n` is its number, for the message.
-    pub fn from_checkpoint(n: u64, checkpoint: &wire::Checkpoint) -> Result<Self, MergeError> {
-        let mut committed = Self::default();
-        for origin in &checkpoint.origins {
-            let malformed = |detail: String| MergeError::Malformed { what: "checkpoint", n, detail };
-            let key = origin_key(&origin.agent, &origin.origin).map_err(malformed)?;
-            let set = origin.committed.as_ref().map(IntervalSet::try_from).transpose();
-            let set = set.map_err(|e| malformed(e.to_string()))?.unwrap_or_default();
-            committed.add(&Cover { key, seqs: set }, origin.last_commit_unix_ms);
-        }
-        Ok(committed)
-    }
-
-    /// As a checkpoint that covers the records below `next`. Origins in a fixed order.
-    pub fn to_checkpoint(&self, next: u64) -> wire::Checkpoint {
+    /// As rows of a checkpoint, in a fixed order.
+    pub fn to_rows(&self) -> Vec<wire::CheckpointOrigin> {
         let mut agents: Vec<_> = self.agents.iter().collect();
         agents.sort_by(|a, b| a.0.cmp(b.0));
         let origins = agents.into_iter().flat_map(|(agent, origins)| {
@@ -71,14 +67,18 @@ impl Committed {
                 origin: origin.to_bytes(),
                 committed: Some((&state.committed).into()),
                 last_commit_unix_ms: state.last_commit_unix_ms,
+                ..Default::default()
             })
         });
-        wire::Checkpoint { format: proto::FORMAT, next, origins: origins.collect() }
+        origins.collect()
     }
 
     /// Adds one origin's seqs. Returns how many of them were in already: anything but 0 means that the log covers a
     /// batch twice (I4), which is reported and counted by the caller.
     pub fn add(&mut self, cover: &Cover, time_unix_ms: i64) -> u64 {
+        if cover.seqs.is_empty() {
+            return 0;
+        }
         let origins = self.agents.entry(cover.key.agent.clone()).or_default();
         let before_origins = origins.len();
         let state = origins.entry(cover.key.origin).or_default();
@@ -98,6 +98,27 @@ impl Committed {
     /// The committed seqs of one origin.
     pub fn origin(&self, agent: &AgentName, origin: Origin) -> Option<&IntervalSet> {
         self.agents.get(agent).and_then(|origins| origins.get(&origin)).map(|state| &state.committed)
+    }
+
+    /// Time of the last record that covers a seq of it, milliseconds since the epoch.
+    pub fn last_commit_unix_ms(&self, agent: &AgentName, origin: Origin) -> Option<i64> {
+        self.agents.get(agent).and_then(|origins| origins.get(&origin)).map(|state| state.last_commit_unix_ms)
+    }
+
+    /// Takes an origin out: it expired.
+    pub fn remove(&mut self, key: &OriginKey) {
+        let Some(origins) = self.agents.get_mut(&key.agent) else { return };
+        self.origins -= usize::from(origins.remove(&key.origin).is_some());
+        if origins.is_empty() {
+            self.agents.remove(&key.agent);
+        }
+    }
+
+    /// All origins with the time of their last commit, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&AgentName, Origin, &IntervalSet, i64)> {
+        self.agents.iter().flat_map(|(agent, origins)| {
+            origins.iter().map(move |(origin, s)| (agent, *origin, &s.committed, s.last_commit_unix_ms))
+        })
     }
 
     /// Does the log name this agent at all?
@@ -128,6 +149,8 @@ fn check_cover(n: u64, cover: &wire::OriginCover) -> Result<Cover, MergeError> {
     for set in [&cover.data, &cover.quarantined].into_iter().flatten() {
         seqs.union_with(&IntervalSet::try_from(set).map_err(|e| malformed(e.to_string()))?);
     }
+    let expired = cover.expired.as_ref().map(IntervalSet::try_from).transpose();
+    let expired = expired.map_err(|e| malformed(e.to_string()))?.unwrap_or_default();
     let without_file = (cover.opens.iter().map(|s| s.seq))
         .chain(cover.voids.iter().map(|s| s.seq))
         .chain(cover.marks.iter().map(|s| s.seq))
@@ -135,10 +158,11 @@ fn check_cover(n: u64, cover: &wire::OriginCover) -> Result<Cover, MergeError> {
     for seq in without_file {
         seqs.insert(seq);
     }
-    Ok(Cover { key, seqs })
+    Ok(Cover { key, seqs, expired })
 }
 
-fn origin_key(agent: &str, origin: &[u8]) -> Result<OriginKey, String> {
+/// The typed key of an agent and origin.
+pub fn origin_key(agent: &str, origin: &[u8]) -> Result<OriginKey, String> {
     Ok(OriginKey {
         agent: AgentName::new(agent).map_err(|e| e.to_string())?,
         origin: Origin::from_bytes(origin).map_err(|e| e.to_string())?,
@@ -164,6 +188,7 @@ mod tests {
             voids: vec![wire::SeqVoid { seq: 3, void: None }],
             marks: vec![wire::SeqMark { seq: 5, mark: None }],
             closes: vec![wire::SeqClose { seq: 7, close: None }],
+            ..Default::default()
         };
         let covers = covers(0, &wire::Publish { files: vec![], covers: vec![cover] }).unwrap();
         assert_eq!(covers[0].seqs.iter().collect::<Vec<_>>(), [(0, 6), (7, 8)]);
@@ -172,25 +197,10 @@ mod tests {
     #[test]
     fn a_seq_covered_twice_is_noticed() {
         let mut committed = Committed::default();
-        let cover = |seqs: &[u64]| Cover { key: key("web-1"), seqs: seqs.iter().copied().collect() };
+        let cover = |seqs: &[u64]| Cover::of(key("web-1"), seqs.iter().copied().collect());
         assert_eq!(committed.add(&cover(&[0, 1]), 10), 0);
         assert_eq!(committed.add(&cover(&[1, 2]), 11), 1);
         assert!(committed.contains(&key("web-1").batch(2)) && !committed.contains(&key("web-1").batch(3)));
         assert!(!committed.contains(&key("web-2").batch(1)));
-    }
-
-    #[test]
-    fn a_checkpoint_gives_the_same_set_back() {
-        let mut committed = Committed::default();
-        for (agent, seqs) in [("web-2", vec![0, 1, 5]), ("web-1", vec![2])] {
-            committed.add(&Cover { key: key(agent), seqs: seqs.into_iter().collect() }, 42);
-        }
-        let checkpoint = committed.to_checkpoint(9);
-        let again = Committed::from_checkpoint(9, &checkpoint).unwrap();
-        assert_eq!(again.to_checkpoint(9), checkpoint);
-        assert_eq!((again.origins(), again.agents()), (2, 2));
-        let mut damaged = checkpoint;
-        damaged.origins[0].origin = vec![1].into();
-        assert!(Committed::from_checkpoint(9, &damaged).is_err());
     }
 }

@@ -300,7 +300,7 @@ impl Staged {
         let (mut groups, mut seqs) = (BTreeSet::new(), Vec::new());
         for cover in covers {
             let Some(staged) = self.entries.get(&cover.key) else { continue };
-            for (start, end) in cover.seqs.iter() {
+            for (start, end) in cover.seqs.iter().chain(cover.expired.iter()) {
                 for (seq, entry) in staged.range(start..end) {
                     match entry.place {
                         Place::Group(number) => _ = groups.insert(number),
@@ -310,6 +310,16 @@ impl Staged {
             }
         }
         (groups, seqs)
+    }
+
+    /// Groups that hold a batch of one of these origins.
+    pub fn groups_of(&self, origins: &[OriginKey]) -> BTreeSet<u64> {
+        let entries = origins.iter().filter_map(|key| self.entries.get(key)).flat_map(BTreeMap::values);
+        let groups = entries.filter_map(|entry| match entry.place {
+            Place::Group(number) => Some(number),
+            Place::WithoutFile(_) => None,
+        });
+        groups.collect()
     }
 
     /// Asks for an early roll of everything a stream waits for.
@@ -433,7 +443,7 @@ mod tests {
         }
         let mark = WithoutFile { kind: Kind::Mark(wire::Mark::default()), since: now, urgent: false, requested: false };
         staged.add_without_file(&id(4), mark, 7);
-        let cover = Cover { key: OriginKey::of(&id(0)), seqs: [2, 4, 9].into_iter().collect() };
+        let cover = Cover::of(OriginKey::of(&id(0)), [2, 4, 9].into_iter().collect());
         let (groups, seqs) = staged.touched_by(&[cover]);
         assert_eq!((groups.into_iter().collect::<Vec<_>>(), seqs), (vec![0], vec![id(4)]));
         let left: Vec<_> = staged.remove_group(0).into_iter().map(|left| left.id.seq).collect();

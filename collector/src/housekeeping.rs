@@ -1,0 +1,75 @@
+//! Everything that goes through the log besides publications: retire, expire, compact, seal, forget, abandon. Pure.
+
+use proto::wire;
+use proto::wire::commit_record::Action;
+
+use crate::commit::Draft;
+use crate::log::View;
+use crate::log::view::{Applied, partitions};
+
+/// What a record does, as a word for logs and tools.
+pub fn name(record: &wire::CommitRecord) -> &'static str {
+    match record.action {
+        Some(Action::Publish(_)) => "publish",
+        Some(Action::Retire(_)) => "retire",
+        Some(Action::Expire(_)) => "expire",
+        Some(Action::Compact(_)) => "compact",
+        Some(Action::Seal(_)) => "seal",
+        Some(Action::Forget(_)) => "forget",
+        Some(Action::Abandon(_)) => "abandon",
+        None => "unknown",
+    }
+}
+
+/// Does a record that was read while `draft` is under way conflict with it, beyond the seqs that both cover? `view`
+/// has the record.
+pub fn conflicts(draft: &Draft, record: &wire::CommitRecord, applied: &Applied, view: &View) -> bool {
+    let covered = |agent: &str, origin: Option<&[u8]>| {
+        applied.covers.iter().any(|cover| {
+            cover.key.agent.as_str() == agent && origin.is_none_or(|origin| origin == cover.key.origin.to_bytes())
+        })
+    };
+    match &draft.record.action {
+        Some(Action::Publish(publish)) => publish_conflicts(publish, applied),
+        Some(Action::Retire(retire)) => {
+            record.incarnation == retire.incarnation || applied.retired.as_ref() == Some(&retire.incarnation)
+        }
+        Some(Action::Expire(expire)) => {
+            expire.origins.iter().any(|id| covered(&id.agent, Some(&id.origin)))
+                || applied.expired.iter().any(|key| {
+                    expire.origins.iter().any(|id| id.agent == key.agent.as_str() && id.origin == key.origin.to_bytes())
+                })
+        }
+        Some(Action::Forget(forget)) => covered(&forget.agent, None),
+        Some(Action::Abandon(abandon)) => covered(&abandon.agent, Some(&abandon.origin)),
+        Some(Action::Compact(compact)) => !compact_holds(compact, view),
+        // A seal is evaluated again on every record that came between.
+        Some(Action::Seal(_)) | None => true,
+    }
+}
+
+fn publish_conflicts(publish: &wire::Publish, applied: &Applied) -> bool {
+    let sealed = publish.files.iter().any(|file| {
+        let key = partitions::key(0, &file.dataset, file.partition.as_ref());
+        file.kind() == wire::FileKind::Data && key.is_ok_and(|key| applied.sealed.contains(&key))
+    });
+    let named = |agent: &str, origin: &[u8]| {
+        applied
+            .expired
+            .iter()
+            .chain(&applied.abandoned)
+            .any(|key| key.agent.as_str() == agent && key.origin.to_bytes() == origin)
+            || applied.forgotten.as_ref().is_some_and(|forgotten| forgotten.as_str() == agent)
+    };
+    sealed || publish.covers.iter().any(|cover| named(&cover.agent, &cover.origin))
+}
+
+/// Are the inputs of a compaction still all there, in a partition that is not sealed?
+fn compact_holds(compact: &wire::Compact, view: &View) -> bool {
+    let Ok(key) = partitions::key(0, &compact.dataset, compact.partition.as_ref()) else { return false };
+    let open = view.partitions().open().find(|(open, _, _)| **open == key);
+    open.is_some_and(|(_, _, open)| {
+        let mut inputs = compact.replaced.iter().chain(&compact.missing);
+        inputs.all(|path| open.files.contains_key(crate::log::layout::name(path)))
+    })
+}
