@@ -1,5 +1,6 @@
 //! The one owner of what is committed and staged. Pure: events and the time go in, actions come out; it never waits.
 //!
+//! - [`in_flight`]: what files hold of the byte credit,
 //! - [`intake`]: what streams bring, and what they are answered,
 //! - [`commits`]: rolling, drafting, merging records, and what follows from a commit,
 //! - [`upkeep`]: finishing the records of others, checkpoints, status.
@@ -9,6 +10,7 @@
 
 pub mod commits;
 pub mod event;
+pub mod in_flight;
 pub mod intake;
 pub mod upkeep;
 
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use proto::ids::{BatchId, DatasetName};
 
 pub use event::{Action, AppendAnswer, Delivery, Event, Now, StepGroup};
+pub use in_flight::{Credit, InFlight};
 
 use crate::commit::Planner;
 use crate::config::dataset::DatasetConfig;
@@ -123,6 +126,7 @@ pub struct Coordinator {
     settings: Settings,
     view: View,
     staged: Staged,
+    in_flight: InFlight,
     planner: Planner,
     counts: Counts,
     ids: IdSource,
@@ -136,6 +140,8 @@ pub struct Coordinator {
     last_tail: Instant,
     last_commit: Instant,
     draft_begun: Instant,
+    /// Since when the planner could commit a closed group.
+    closed_since: Option<Instant>,
     over: bool,
     draining: bool,
     drained: bool,
@@ -163,6 +169,7 @@ impl Coordinator {
             settings,
             view: replayed.view,
             staged: Staged::default(),
+            in_flight: InFlight::default(),
             planner: Planner::new(next, staging),
             counts: Counts::default(),
             ids,
@@ -176,6 +183,7 @@ impl Coordinator {
             last_tail: now,
             last_commit: now,
             draft_begun: now,
+            closed_since: None,
             over: false,
             draining: false,
             drained: false,
@@ -203,8 +211,9 @@ impl Coordinator {
                 self.chore = false;
                 self.last_checkpoint = self.last_checkpoint.max(highest);
             }
-            Event::Measured { groups, over } => {
+            Event::Measured { groups, over, credit } => {
                 self.over = over;
+                self.in_flight.set_credit(credit);
                 for StepGroup { number, bytes, buffered } in groups {
                     self.staged.measured(number, bytes, buffered);
                 }

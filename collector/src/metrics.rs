@@ -36,6 +36,7 @@ struct Gauges {
     covered_twice: Gauge<u64>,
     next_record: Gauge<u64>,
     unfinished: Gauge<u64>,
+    stuck: Gauge<u64>,
 }
 
 impl Metrics {
@@ -75,6 +76,7 @@ impl Metrics {
                 covered_twice: gauge("covered_twice", "Seqs that the log covers more than once: a defect"),
                 next_record: gauge("next_record", "First number of the commit log that was not read"),
                 unfinished: gauge("unfinished_records", "Records whose files are not known to be in their places"),
+                stuck: gauge("stuck_files", "Committed files that the store refuses to bring to their places"),
             },
         }
     }
@@ -117,5 +119,6 @@ impl Metrics {
         gauges.covered_twice.record(snapshot.covered_twice, &[]);
         gauges.next_record.record(snapshot.next_record, &[]);
         gauges.unfinished.record(snapshot.unfinished_records, &[]);
+        gauges.stuck.record(snapshot.stuck_files, &[]);
     }
 }

@@ -18,7 +18,7 @@ use crate::chores;
 use crate::commit::driver::Driver;
 use crate::commit::{CommitId, Stop};
 use crate::config::dataset::DatasetConfig;
-use crate::coordinator::{Action, AppendAnswer, Coordinator, Delivery, Event, IdSource, Now, StepGroup};
+use crate::coordinator::{Action, AppendAnswer, Coordinator, Credit, Delivery, Event, IdSource, Now, StepGroup};
 use crate::ledger::{GroupKey, GroupKind, StreamId};
 use crate::log::{Layout, LogFiles};
 use crate::metrics::Metrics;
@@ -198,7 +198,9 @@ impl Owner {
     fn tick(&mut self) {
         let groups = self.groups.iter().map(|(number, handle)| weigh(*number, handle)).collect();
         let over = self.parts.memory.is_over();
-        self.feed(Event::Measured { groups, over });
+        let (all, one) = self.parts.credit;
+        let credit = Credit { all, stream: credit(all, one, self.streams.len()) };
+        self.feed(Event::Measured { groups, over, credit });
         self.publish_snapshot();
     }
 
@@ -275,8 +277,12 @@ impl Owner {
     }
 
     fn append(&mut self, group: u64, delivery: Delivery, refused: Option<Arc<str>>) {
-        let Some(handle) = self.groups.get(&group) else { return };
         let id = delivery.id.clone();
+        let Some(handle) = self.groups.get(&group) else {
+            // Every append is answered, else its bytes would count as under way for ever.
+            let answer = AppendAnswer::Poisoned("its group is gone".into());
+            return self.work.push(async move { Event::Appended { group, id, answer } }.boxed());
+        };
         let answer = match (&refused, &delivery.content) {
             (None, Ok(header)) => {
                 let (header, payload) = (Header::clone(header), delivery.payload.clone());

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use proto::wire;
 
 use crate::log::layout;
-use crate::store::{Renamed, Store, StoreError};
+use crate::store::{Reach, Renamed, Store, StoreError};
 
 /// Renames under way at once.
 const PARALLEL: usize = 8;
@@ -41,9 +41,9 @@ pub enum Brought {
     Done,
     /// Neither name exists: replaced by a later record, or removed by its users.
     Missing,
-    /// To be tried again at once: the store did not do it, or did not answer.
+    /// To be tried again at once: the store as a whole is away, or did not answer.
     Again(String),
-    /// The store refuses it: no use in waiting for it.
+    /// The store refuses this path, for example by a quota: nothing else waits for it.
     Stuck(String),
 }
 
@@ -90,9 +90,7 @@ pub async fn bring_all(store: &dyn Store, modes: &DirModes, files: Vec<wire::Pub
 pub async fn bring(store: &dyn Store, modes: &DirModes, file: &wire::PublishedFile) -> Brought {
     match try_bring(store, modes, file).await {
         Ok(brought) => brought,
-        Err(error @ (StoreError::Unanswered { .. } | StoreError::Unavailable { .. })) => {
-            Brought::Again(error.to_string())
-        }
+        Err(error) if error.reach() == Reach::Store => Brought::Again(error.to_string()),
         Err(error) => Brought::Stuck(error.to_string()),
     }
 }

@@ -5,6 +5,9 @@ use serde::Serialize;
 use crate::coordinator::{Coordinator, Counts, Now};
 use crate::ledger::staged::GroupState;
 
+/// Names in one list, at most.
+const NAMED: usize = 16;
+
 /// `GET /status`. Field names are stable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Snapshot {
@@ -48,6 +51,11 @@ pub struct Snapshot {
     pub covered_twice: u64,
     /// Records whose files are not known to be in their places.
     pub unfinished_records: u64,
+    /// Committed files of this run that the store refuses to bring to their places, for example by a quota.
+    pub stuck_files: u64,
+    /// Final names of the first of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stuck: Vec<String>,
     /// Deliver streams.
     pub streams: u64,
     /// Memory held by groups.
@@ -108,6 +116,8 @@ impl Snapshot {
             dead_drafts,
             covered_twice,
             unfinished_records: coordinator.unfinished_records() as u64,
+            stuck_files: coordinator.stuck_files().count() as u64,
+            stuck: coordinator.stuck_files().take(NAMED).map(str::to_owned).collect(),
             streams: streams as u64,
             buffered_bytes,
             since_commit_ms: status.since_commit_ms,

@@ -101,6 +101,15 @@ pub struct Stat {
     pub modified_unix_ms: i64,
 }
 
+/// How far an error reaches: whether it says anything about other paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The store as a whole is away, or says nothing: hold everything that needs it.
+    Store,
+    /// This path alone: go on with the others.
+    Path,
+}
+
 /// Why a call of a store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -114,9 +123,21 @@ pub enum StoreError {
         /// What was seen.
         detail: String,
     },
-    /// Answered, or never sent: nothing was done and it can be tried again later. Also any read without an answer.
+    /// The store as a whole, answered or never sent: nothing was done and it can be tried again later. Also any read
+    /// without an answer.
     #[error("{op} {path} is not possible now, try later: {detail}")]
     Unavailable {
+        /// The operation.
+        op: &'static str,
+        /// Its path.
+        path: String,
+        /// What the store said.
+        detail: String,
+    },
+    /// A quota of this path's directory is used up: nothing was done. Other paths go on, and this one once there is
+    /// room.
+    #[error("{op} {path}: a quota is used up; raise it or make room below that directory: {detail}")]
+    Full {
         /// The operation.
         op: &'static str,
         /// Its path.
@@ -164,6 +185,17 @@ pub enum StoreError {
         /// What the store said.
         detail: String,
     },
+}
+
+impl StoreError {
+    /// Is the store away, or is it this path?
+    pub fn reach(&self) -> Reach {
+        match self {
+            Self::Unanswered { .. } | Self::Unavailable { .. } => Reach::Store,
+            Self::Full { .. } | Self::NotFound { .. } | Self::AlreadyExists { .. } => Reach::Path,
+            Self::Permission { .. } | Self::Other { .. } => Reach::Path,
+        }
+    }
 }
 
 /// A destination that cannot be opened.

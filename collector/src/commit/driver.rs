@@ -57,7 +57,8 @@ impl Driver {
     async fn rename(&self, id: CommitId, n: u64) -> Outcome {
         match self.store().rename_new(&self.layout.draft(id), &layout::commit(n)).await {
             Ok(renamed) => Outcome::Renamed(renamed),
-            Err(error @ (StoreError::Unavailable { .. } | StoreError::Permission { .. })) => {
+            // Nothing was done.
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Full { .. } | StoreError::Permission { .. })) => {
                 Outcome::Again(error.to_string())
             }
             // Whatever else was answered or not: it is settled like a time-out.

@@ -18,6 +18,8 @@ use crate::roll::{self, GroupLimits, OpenGroup};
 
 const FIRST_RETREAT: Duration = Duration::from_secs(1);
 const LONGEST_RETREAT: Duration = Duration::from_secs(30);
+/// How long a closed group waits for others that are being closed, to go into one record with them.
+const GATHER: Duration = Duration::from_secs(1);
 
 impl Coordinator {
     /// Closes what is due.
@@ -95,6 +97,8 @@ impl Coordinator {
             _ => false,
         });
         let closed = self.staged.groups().any(|(_, group)| matches!(group.state, GroupState::Closed { .. }));
+        self.closed_since = closed.then(|| self.closed_since.unwrap_or(now.instant));
+        let gathered = self.closed_since.is_some_and(|since| now.instant.saturating_duration_since(since) >= GATHER);
         let seqs_due = self.staged.without_file().any(|(_, seq)| {
             let age = now.instant.saturating_duration_since(seq.since);
             self.draining
@@ -102,7 +106,8 @@ impl Coordinator {
                 || (seq.urgent && age >= self.settings.opens_within)
                 || age >= self.settings.roll.age
         });
-        if (closed && !waits) || seqs_due {
+        if (closed && (gathered || !waits)) || seqs_due {
+            self.closed_since = None;
             let author = Author {
                 collector: self.settings.collector.clone(),
                 incarnation: self.settings.incarnation.clone(),

@@ -9,6 +9,7 @@ use proto::ids::BatchId;
 use proto::wire;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::in_flight::Credit;
 use crate::commit::{Outcome, Step, Stop};
 use crate::config::dataset::DatasetConfig;
 use crate::ledger::{GroupKey, StreamId};
@@ -122,6 +123,8 @@ pub enum Event {
         groups: Vec<StepGroup>,
         /// All together hold more memory than they may.
         over: bool,
+        /// What may be received and not staged now.
+        credit: Credit,
     },
     /// Time went on.
     Tick,

@@ -16,8 +16,6 @@ use crate::ledger::{GroupKey, GroupKind, StreamId};
 
 /// Milliseconds in a day.
 const DAY_MS: i64 = 86_400_000;
-/// A group whose oldest append is older than this is slow: its partition waits alone.
-const SLOW: Duration = Duration::from_secs(2);
 /// How long a batch waits while all groups together hold more memory than they may.
 const OVER: Duration = Duration::from_secs(2);
 /// More intervals than this are not repeated with every answer.
@@ -55,7 +53,7 @@ impl Coordinator {
             Ok(key) => (key, None),
             Err(reason) => (quarantine_key(now), Some(reason)),
         };
-        self.put(key, delivery, &[stream], refused, now);
+        self.put(key, delivery, (stream, &[stream]), refused, now);
     }
 
     /// Where a data batch belongs, or why nowhere.
@@ -94,9 +92,17 @@ impl Coordinator {
         self.answer_staged(stream, id);
     }
 
-    /// Puts a batch into the open group of its key, which is made if there is none.
-    fn put(&mut self, key: GroupKey, delivery: Delivery, waiters: &[StreamId], refused: Option<Arc<str>>, now: Now) {
-        if let Some(delay) = self.must_wait(&key, now) {
+    /// Puts a batch, which holds credit of a stream, into the open group of its key, which is made if there is none.
+    fn put(
+        &mut self,
+        key: GroupKey,
+        delivery: Delivery,
+        (stream, waiters): (StreamId, &[StreamId]),
+        refused: Option<Arc<str>>,
+        now: Now,
+    ) {
+        let bytes = (delivery.header.len() + delivery.payload.len()) as u64;
+        if let Some(delay) = self.must_wait(&key, stream, bytes, now) {
             self.answer_busy(waiters, &delivery.id, delay);
             return;
         }
@@ -104,6 +110,7 @@ impl Coordinator {
         let events = delivery.content.as_ref().map_or(0, |header| header.events());
         let from = Incoming { events, waiters, refused: refused.clone() };
         self.staged.add_batch(&delivery.id, group, from, now.instant);
+        self.in_flight.add(group, &delivery.id, stream, bytes, now.instant);
         self.actions.push(Action::Append { group, delivery: Box::new(delivery), refused });
     }
 
@@ -116,9 +123,9 @@ impl Coordinator {
         group
     }
 
-    /// How long the partition waits: after its group was given up, while its file is slow, or while there are too
-    /// many groups.
-    fn must_wait(&self, key: &GroupKey, now: Now) -> Option<Duration> {
+    /// How long the partition waits: after its group was given up, while its file is slow or holds its part of the
+    /// credit, or while there are too many groups.
+    fn must_wait(&self, key: &GroupKey, stream: StreamId, bytes: u64, now: Now) -> Option<Duration> {
         if let Some(retreat) = self.retreats.get(key)
             && now.instant < retreat.until
         {
@@ -127,13 +134,11 @@ impl Coordinator {
         if self.over {
             return Some(OVER);
         }
-        match self.staged.open_group(key).and_then(|number| self.staged.group(number)) {
-            Some(group) => {
-                let oldest = group.pending.values().min()?;
-                (now.instant.saturating_duration_since(*oldest) > SLOW).then_some(Duration::from_secs(1))
-            }
-            None => (self.staged.groups().count() >= self.settings.max_groups).then_some(Duration::from_secs(1)),
+        let group = self.staged.open_group(key);
+        if group.is_none() && self.staged.groups().count() >= self.settings.max_groups {
+            return Some(Duration::from_secs(1));
         }
+        self.in_flight.must_wait(group, stream, bytes, now.instant)
     }
 
     pub(super) fn unanswered(&mut self, stream: StreamId, keys: &[BatchId]) {
@@ -152,6 +157,7 @@ impl Coordinator {
     }
 
     pub(super) fn appended(&mut self, group: u64, id: &BatchId, answer: AppendAnswer, now: Now) {
+        let stream = self.in_flight.settle(group, id).unwrap_or_default();
         match answer {
             AppendAnswer::Appended => {
                 for stream in self.staged.appended(group, id) {
@@ -165,10 +171,10 @@ impl Coordinator {
                 if in_quarantine {
                     self.poison(group, &reason, now.instant);
                 } else if let Some(entry) = self.staged.take_refused(group, id, events) {
-                    self.put(quarantine_key(now), *delivery, &entry.waiters, Some(reason.into()), now);
+                    self.put(quarantine_key(now), *delivery, (stream, &entry.waiters), Some(reason.into()), now);
                 } else if self.staged.find(id).is_none() && !self.view.committed().contains(id) && !self.draining {
                     // Its group went first, and it was asked for again: it waits here for whoever brings it.
-                    self.put(quarantine_key(now), *delivery, &[], Some(reason.into()), now);
+                    self.put(quarantine_key(now), *delivery, (stream, &[]), Some(reason.into()), now);
                 }
             }
             AppendAnswer::Poisoned(reason) => self.poison(group, &reason, now.instant),

@@ -54,6 +54,13 @@ impl Coordinator {
         self.unfinished.len()
     }
 
+    /// Final names of files of own records that the store refuses to bring to their places: committed, and tried
+    /// again now and then.
+    pub fn stuck_files(&self) -> impl Iterator<Item = &str> {
+        let own = self.unfinished.values().filter(|record| record.finish.incarnation == self.settings.incarnation);
+        own.flat_map(|record| &record.finish.bring).map(|file| file.r#final.as_str())
+    }
+
     /// The first number of the log that was not read.
     pub fn next_record(&self) -> u64 {
         self.planner.next()

@@ -119,7 +119,7 @@ pub async fn write_once(store: &dyn Store, path: &str, bytes: Bytes) -> Result<(
 pub fn store_error(error: StoreError) -> LogError {
     match error {
         StoreError::Unanswered { .. } | StoreError::Unavailable { .. } => LogError::Unavailable(error),
-        StoreError::Permission { .. } => LogError::Unavailable(error),
+        StoreError::Full { .. } | StoreError::Permission { .. } => LogError::Unavailable(error),
         other => LogError::Broken(other.to_string()),
     }
 }

@@ -125,7 +125,7 @@ impl Outlet {
             match error {
                 _ if given_up.load(Ordering::Acquire) => return Err(error),
                 // Nothing was done: the name is still unused.
-                StoreError::Unavailable { .. } | StoreError::Permission { .. } => {}
+                StoreError::Unavailable { .. } | StoreError::Full { .. } | StoreError::Permission { .. } => {}
                 StoreError::Unanswered { .. } if self.sent.len() < MAX_ATTEMPTS => {
                     path = attempt_path(&self.base, self.sent.len());
                     self.sent.push(path.clone());

@@ -215,7 +215,8 @@ fn classify(op: &'static str, path: &str, error: &io::Error) -> StoreError {
         ErrorKind::NotFound => StoreError::NotFound { op, path, detail },
         ErrorKind::AlreadyExists => StoreError::AlreadyExists { op, path, detail },
         ErrorKind::PermissionDenied => StoreError::Permission { op, path, detail },
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Unavailable { op, path, detail },
+        ErrorKind::StorageFull => StoreError::Unavailable { op, path, detail },
+        ErrorKind::QuotaExceeded => StoreError::Full { op, path, detail },
         _ => StoreError::Other { op, path, detail },
     }
 }

@@ -25,6 +25,7 @@ pub enum Effect {
 enum Class {
     Unanswered,
     Unavailable,
+    Full,
     NotFound,
     AlreadyExists,
     Permission,
@@ -36,8 +37,9 @@ pub fn classify(op: &'static str, path: &str, effect: Effect, error: &HdfsError)
     let (path, detail) = (path.to_owned(), first_line(&error.to_string()));
     match class(error) {
         Class::Unanswered if effect != Effect::None => StoreError::Unanswered { op, path, detail },
-        Class::Unavailable if effect == Effect::Write => StoreError::Unanswered { op, path, detail },
+        Class::Unavailable | Class::Full if effect == Effect::Write => StoreError::Unanswered { op, path, detail },
         Class::Unanswered | Class::Unavailable => StoreError::Unavailable { op, path, detail },
+        Class::Full => StoreError::Full { op, path, detail },
         Class::NotFound => StoreError::NotFound { op, path, detail },
         Class::AlreadyExists => StoreError::AlreadyExists { op, path, detail },
         Class::Permission => StoreError::Permission { op, path, detail },
@@ -83,11 +85,9 @@ fn class_by_name(class: &str, text: &str) -> Class {
         | "ObserverRetryOnActiveException"
         | "RetriableException"
         | "CallQueueTooBigException"
-        | "NSQuotaExceededException"
-        | "DSQuotaExceededException"
-        | "QuotaByStorageTypeExceededException"
         | "InvalidToken"
         | "SaslException" => Class::Unavailable,
+        "NSQuotaExceededException" | "DSQuotaExceededException" | "QuotaByStorageTypeExceededException" => Class::Full,
         "FileNotFoundException" => Class::NotFound,
         "FileAlreadyExistsException" | "AlreadyBeingCreatedException" => Class::AlreadyExists,
         "AccessControlException" | "AuthorizationException" => Class::Permission,
@@ -153,6 +153,21 @@ mod tests {
     fn a_write_that_failed_is_never_known_to_be_undone() {
         let error = classify("write", "x", Effect::Write, &io(ErrorKind::ConnectionRefused));
         assert!(matches!(error, StoreError::Unanswered { .. }));
+    }
+
+    #[test]
+    fn a_quota_concerns_its_path_and_an_absence_the_store() {
+        use crate::store::Reach;
+        for name in ["NSQuotaExceededException", "DSQuotaExceededException", "QuotaByStorageTypeExceededException"] {
+            let error = rpc(&format!("org.apache.hadoop.hdfs.protocol.{name}"), "The quota of /d is exceeded");
+            let classified = classify("rename", "d/x", Effect::Change, &error);
+            assert!(matches!(classified, StoreError::Full { .. }) && classified.reach() == Reach::Path, "{classified}");
+            let write = classify("write", "d/x", Effect::Write, &error);
+            assert!(matches!(write, StoreError::Unanswered { .. }), "nobody knows what is in it: {write}");
+        }
+        let standby = rpc("org.apache.hadoop.ipc.StandbyException", "");
+        assert_eq!(classify("rename", "x", Effect::Change, &standby).reach(), Reach::Store);
+        assert_eq!(classify("rename", "x", Effect::Change, &io(ErrorKind::TimedOut)).reach(), Reach::Store);
     }
 
     #[test]
