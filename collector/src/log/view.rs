@@ -20,6 +20,9 @@ use audit::AuditTable;
 use origins::Origins;
 use partitions::Partitions;
 
+/// Records between two looks for audit rows that are old.
+const FOLD_EVERY: u64 = 64;
+
 /// A dataset's partition.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionKey {
@@ -137,6 +140,9 @@ impl View {
         if let Some(retired) = &applied.retired {
             let row = self.incarnations.entry(retired.clone());
             row.or_insert(Incarnation { last_record: 0, retired_by: None }).retired_by.get_or_insert(n);
+        }
+        if n % FOLD_EVERY == 0 {
+            self.audit.fold(time);
         }
         self.next = n + 1;
         Ok(applied)

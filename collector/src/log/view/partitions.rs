@@ -126,7 +126,8 @@ impl Partitions {
                 self.late(&late_of, n, time_unix_ms, file, late_of == home);
                 markers.push(late_of);
             }
-            if file.late_of != file.dataset {
+            // What the policy put into the dataset of late events is counted with the partition that it missed.
+            if file.late_of.is_empty() {
                 self.add(&home, time_unix_ms, file, agents);
             }
             published.push(home);
