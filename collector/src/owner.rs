@@ -366,9 +366,3 @@ impl Owner {
 fn weigh(number: u64, handle: &GroupHandle) -> StepGroup {
     StepGroup { number, bytes: handle.file_bytes(), buffered: handle.buffered_bytes() }
 }
-
-/// The time of the system, milliseconds since the epoch.
-pub fn system_unix_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}

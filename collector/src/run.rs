@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::coordinator::{Coordinator, IdSource, Settings};
 use crate::metrics::Metrics;
-use crate::owner::{Owner, Parts, system_unix_ms};
+use crate::owner::{Owner, Parts};
 use crate::partition_writer::MemoryBudget;
 use crate::publish::DirModes;
 use crate::receive::Receive;
@@ -186,7 +186,7 @@ impl Wired {
             credit: (self.config.receive.memory.bytes(), self.config.receive.stream_memory.bytes()),
             metrics: self.metrics,
             snapshot: self.snapshot,
-            unix_ms: system_unix_ms,
+            unix_ms: common::clock::unix_ms,
         });
         Ok(owner.run(shutdown).await?)
     }
@@ -199,7 +199,7 @@ impl Source for System {
         rand::random()
     }
     fn unix_ms(&mut self) -> i64 {
-        system_unix_ms()
+        common::clock::unix_ms()
     }
 }
 

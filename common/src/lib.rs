@@ -5,10 +5,12 @@
 //! - [`config`], [`units`]: one TOML file per process, every problem listed at once,
 //! - [`supervise`]: named tasks, signals, drain with a deadline,
 //! - [`telemetry`], [`admin`]: logs, metrics, health,
+//! - [`clock`]: the wall clock,
 //! - [`ring`], [`peers`]: who talks to whom,
 //! - [`log_format`], [`event_time`]: access-log lines and the time in them.
 
 pub mod admin;
+pub mod clock;
 pub mod config;
 pub mod event_time;
 pub mod frame;

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::cluster::spec::Tier;
@@ -19,8 +19,14 @@ pub fn called_as(program: &OsStr) -> Option<Tier> {
 /// Set for processes that must not outlive who started them; their standard input is a pipe that closes with it.
 pub const LEASH: &str = "CATCHMENT_LOADTEST_LEASH";
 
+/// Set for processes that live by a fast clock: what [`common::clock::Fast::to_text`] gives.
+pub const CLOCK: &str = "CATCHMENT_LOADTEST_CLOCK";
+
 /// Is that tier until it ends.
 pub fn main(tier: Tier) -> Result<ExitCode> {
+    if let Ok(text) = std::env::var(CLOCK) {
+        common::clock::run_fast(common::clock::Fast::parse(&text).context("the clock is none")?);
+    }
     if std::env::var_os(LEASH).is_some() {
         std::thread::Builder::new().name("leash".into()).stack_size(64 * 1024).spawn(|| {
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

@@ -1,7 +1,7 @@
 //! Aggregator time: the time in the last answer plus the monotonic time since that answer was received. So it is never
 //! ahead of the aggregator's clock, however long the answer travelled.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// Times that an answer can have: up to the end of the year 9999, so that nothing computed from one overflows.
 const USABLE_MS: std::ops::RangeInclusive<i64> = 1..=253_402_300_799_999;
@@ -33,7 +33,7 @@ impl AggregatorClock {
 
 /// This host's clock, milliseconds since the epoch.
 pub fn own_clock_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    common::clock::unix_ms()
 }
 
 #[cfg(test)]
