@@ -12,6 +12,7 @@ mod ledger;
 mod meta;
 mod owner;
 mod recover;
+mod refusals;
 mod rows;
 mod state;
 #[cfg(test)]
@@ -112,6 +113,8 @@ pub struct AppendAnswer {
     pub appended: Appended,
     /// Committed intervals of its origin.
     pub committed: wire::IntervalSet,
+    /// Batches of its origin that were refused for good.
+    pub quarantined: Vec<wire::QuarantinedBatch>,
 }
 
 /// What is known of an origin.
@@ -121,6 +124,8 @@ pub struct ProgressAnswer {
     pub committed: wire::IntervalSet,
     /// What lies here, not answered.
     pub held: wire::IntervalSet,
+    /// Batches of it that were refused for good.
+    pub quarantined: Vec<wire::QuarantinedBatch>,
 }
 
 /// A batch to be stored. Dropping the reply means that nobody waits; the batch is stored all the same.
@@ -147,6 +152,17 @@ pub struct Released {
     pub id: BatchId,
     /// Committed intervals of its origin, as the log has them.
     pub intervals: IntervalSet,
+    /// It was refused for good, and lies in quarantine.
+    pub refused: Option<Refused>,
+}
+
+/// Why a batch was refused for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The batch's dataset; empty for one without data.
+    pub dataset: String,
+    /// What the collector said.
+    pub reason: String,
 }
 
 /// What the owner is asked for.
@@ -220,6 +236,8 @@ pub struct ChannelStats {
     pub duplicate_batches: AtomicU64,
     /// Batches released by a collector's answer, since the start.
     pub released_batches: AtomicU64,
+    /// Reasons of refused batches that had to go before their agents may have asked, since the channel was opened.
+    pub dropped_reasons: AtomicU64,
     /// Damaged records or footers found, since the start.
     pub corruptions: AtomicU64,
     /// Batches whose payload could not be read back, since the start.
@@ -265,7 +283,8 @@ impl ChannelHandle {
         if let Err(mpsc::SendError(Command::Append(job))) = self.commands.send(Command::Append(Box::new(job))) {
             let appended = Appended::Failed("the channel has stopped".into());
             // Nobody waits any more: nothing to tell.
-            let _ = job.reply.send(AppendAnswer { appended, committed: wire::IntervalSet::default() });
+            let answer = AppendAnswer { appended, committed: wire::IntervalSet::default(), quarantined: Vec::new() };
+            let _ = job.reply.send(answer);
         }
     }
 

@@ -296,6 +296,7 @@ impl Forwarder {
             Verdict::Staged | Verdict::Unsupported => return,
             Verdict::Committed(_) => &self.stats.committed_batches,
             Verdict::Refused(_, reason) => {
+                let reason = proto::reason::clean(reason);
                 tracing::warn!(batch = %id, reason, "a batch was refused for good and lies in quarantine");
                 &self.stats.refused_batches
             }

@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use proto::header::{Header, HeaderError, Kind, PayloadError};
 use proto::ids::{AgentName, Origin};
+use proto::intervals::IntervalSet;
 use proto::wire::{self, AppendRequest, AppendResponse, BusyReason, WrongReason, append_response, ingest_server};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tonic::{Request, Response, Status};
@@ -80,15 +81,21 @@ impl Node {
     }
 
     /// An answer with the node's status; `known` is the version of the declarations that the agent holds.
-    fn answer(&self, answer: append_response::Answer, known: u64, committed: wire::IntervalSet) -> AppendResponse {
+    fn answer(&self, answer: append_response::Answer, known: u64, origin: OfOrigin) -> AppendResponse {
         self.count(&answer);
-        AppendResponse { answer: Some(answer), status: Some(self.status(known)), committed: Some(committed) }
+        let OfOrigin { committed, quarantined } = origin;
+        AppendResponse {
+            answer: Some(answer),
+            status: Some(self.status(known)),
+            committed: Some(committed),
+            quarantined,
+        }
     }
 
     /// An answer given before the request was read: its sender's declarations are unknown, so none are sent along.
     fn early(&self, answer: append_response::Answer) -> AppendResponse {
         let version = self.declarations.borrow().version;
-        self.answer(answer, version, wire::IntervalSet::default())
+        self.answer(answer, version, OfOrigin::default())
     }
 
     fn count(&self, answer: &append_response::Answer) {
@@ -105,6 +112,21 @@ impl Node {
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// What an answer says of the request's origin.
+#[derive(Debug, Default)]
+struct OfOrigin {
+    committed: wire::IntervalSet,
+    quarantined: Vec<wire::QuarantinedBatch>,
+}
+
+/// Without the batches of which the agent knows already. A set that makes no sense counts as none.
+fn untold(mut batches: Vec<wire::QuarantinedBatch>, known: Option<&wire::IntervalSet>) -> Vec<wire::QuarantinedBatch> {
+    if let Some(known) = known.and_then(|set| IntervalSet::try_from(set).ok()) {
+        batches.retain(|batch| !known.contains(batch.seq));
+    }
+    batches
 }
 
 /// Counts an append while the channel has it.
@@ -142,11 +164,11 @@ impl Ingest {
         header: Header,
         payload: Bytes,
         permit: Option<OwnedSemaphorePermit>,
-    ) -> (append_response::Answer, wire::IntervalSet) {
+    ) -> (append_response::Answer, OfOrigin) {
         let _in_flight = InFlight::begin(&self.node.stats.in_flight);
         // Looked at after it is counted, so that a drain that sees nothing in flight misses nothing.
         if self.node.is_draining() {
-            return (draining(), wire::IntervalSet::default());
+            return (draining(), OfOrigin::default());
         }
         let (reply, answered) = oneshot::channel();
         self.channel.append(AppendJob { agent, header, payload, permit, reply });
@@ -162,11 +184,11 @@ impl Ingest {
                     ),
                     Appended::Failed(reason) => append_response::Answer::Retry(wire::Retry { reason }),
                 };
-                (told, answer.committed)
+                (told, OfOrigin { committed: answer.committed, quarantined: answer.quarantined })
             }
             Err(_) => {
                 let reason = "the channel has stopped".to_owned();
-                (append_response::Answer::Retry(wire::Retry { reason }), wire::IntervalSet::default())
+                (append_response::Answer::Retry(wire::Retry { reason }), OfOrigin::default())
             }
         }
     }
@@ -185,15 +207,16 @@ impl ingest_server::Ingest for Ingest {
         let permit = request.extensions_mut().get_mut::<PermitSlot>().and_then(|slot| slot.take());
         let named =
             request.metadata().get(proto::AGENT_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let AppendRequest { agent, header, payload, declarations_version } = request.into_inner();
+        let AppendRequest { agent, header, payload, declarations_version, quarantined_known } = request.into_inner();
         let checked = check_identity(named.as_deref(), &agent)
             .and_then(|agent| Ok((agent, check_batch(header, &payload)?)))
             .and_then(|(agent, header)| self.check_dataset(&agent, &header).map(|()| (agent, header)));
-        let (answer, committed) = match checked {
-            Err(refused) => (refused, wire::IntervalSet::default()),
+        let (answer, mut origin) = match checked {
+            Err(refused) => (refused, OfOrigin::default()),
             Ok((agent, header)) => self.append_checked(agent, header, payload, permit).await,
         };
-        Ok(Response::new(self.node.answer(answer, declarations_version, committed)))
+        origin.quarantined = untold(origin.quarantined, quarantined_known.as_ref());
+        Ok(Response::new(self.node.answer(answer, declarations_version, origin)))
     }
 
     async fn progress(
@@ -205,7 +228,7 @@ impl ingest_server::Ingest for Ingest {
         let asked = request.into_inner();
         let status = self.node.status(asked.declarations_version);
         if asked.origin.is_empty() {
-            return Ok(Response::new(wire::ProgressResponse { status: Some(status), committed: None, held: None }));
+            return Ok(Response::new(wire::ProgressResponse { status: Some(status), ..Default::default() }));
         }
         let agent = match check_identity(named.as_deref(), &asked.agent) {
             Ok(agent) => agent,
@@ -221,6 +244,7 @@ impl ingest_server::Ingest for Ingest {
             status: Some(status),
             committed: Some(progress.committed),
             held: Some(progress.held),
+            quarantined: untold(progress.quarantined, asked.quarantined_known.as_ref()),
         }))
     }
 }

@@ -58,6 +58,9 @@ pub struct Status {
     pub committed_batches: u64,
     /// Refused for good by a collector.
     pub refused_batches: u64,
+    /// Reasons of those that had to go to make room, before their agents may have asked.
+    #[serde(default)]
+    pub dropped_reasons: u64,
     /// Sent again.
     pub redelivered_batches: u64,
     /// Damaged records or footers.
@@ -95,6 +98,7 @@ impl Sources {
             duplicate_batches: load(&stats.duplicate_batches),
             committed_batches: load(&self.forward.committed_batches),
             refused_batches: load(&self.forward.refused_batches),
+            dropped_reasons: load(&stats.dropped_reasons),
             redelivered_batches: load(&self.forward.resent_batches),
             corruptions: load(&stats.corruptions),
             given_up_batches: load(&stats.given_up_batches),
@@ -165,12 +169,13 @@ pub fn register(meter: &Meter, sources: &Sources) {
             move |to: &dyn opentelemetry::metrics::AsyncInstrument<u64>| to.observe(read(&sources.status()), &[]);
         let _registered = meter.u64_observable_gauge(name).with_description(text).with_callback(observe).build();
     }
-    let counters: [(&'static str, &'static str, Read); 7] = [
+    let counters: [(&'static str, &'static str, Read); 8] = [
         ("aggregator_accepted_batches", "Batches stored", |s| s.accepted_batches),
         ("aggregator_duplicate_batches", "Appends answered from what is held or committed", |s| s.duplicate_batches),
         ("aggregator_committed_batches", "Batches committed by collectors", |s| s.committed_batches),
         ("aggregator_refused_batches", "Batches refused for good by collectors", |s| s.refused_batches),
         ("aggregator_redelivered_batches", "Batches sent again", |s| s.redelivered_batches),
+        ("aggregator_dropped_reasons", "Reasons of refused batches that had to go to make room", |s| s.dropped_reasons),
         ("aggregator_corruptions", "Damaged records or footers", |s| s.corruptions),
         ("aggregator_given_up_batches", "Batches whose payload cannot be read back", |s| s.given_up_batches),
     ];

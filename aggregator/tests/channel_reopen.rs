@@ -210,7 +210,7 @@ impl World {
         let release = ids.iter().map(|id| {
             let (at, _) = self.view.places.remove(id).unwrap();
             let intervals: IntervalSet = [id.seq].into_iter().collect();
-            Released { at, id: id.clone(), intervals }
+            Released { at, id: id.clone(), intervals, refused: None }
         });
         let release = release.collect();
         self.channel.release(release);

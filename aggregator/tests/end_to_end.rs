@@ -133,6 +133,44 @@ async fn a_busy_partition_waits_alone_and_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reason_of_a_refused_batch_goes_back_to_its_agent_until_it_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let collector = Collector::start(Script::Refuse).await;
+    let config = config(dir.path(), &[collector.at]);
+    let running = start(&config).await;
+    running.knows_datasets().await;
+    let mut agent = Agent::connect("web-1", running.listen).await;
+    let mut other = Agent::connect("web-2", running.listen).await;
+    agent.append_durable(origin(1), 0, b"").await;
+    agent.append_durable(origin(1), 1, b"event\n").await;
+    eventually("refused", || running.sources.status().held_batches == 0).await;
+    let reason = format!("no [1mgood {}", "x".repeat(256 - "no [1mgood ".len()));
+    let told = vec![wire::QuarantinedBatch { seq: 1, dataset: "clickstream".into(), reason }];
+    assert_eq!(agent.progress(origin(1)).await.quarantined, told, "cut, without control characters");
+    assert_eq!(other.progress(origin(1)).await.quarantined, [], "another agent's batches are not told");
+    assert_eq!(agent.progress(origin(2)).await.quarantined, []);
+    // Sent again, as after a lost answer: it is covered, and the reason comes with that.
+    let (header, payload) = batch(origin(1), 1, b"event\n");
+    let answer = agent.append(header.clone(), payload.clone()).await;
+    assert!(answer.committed.is_some_and(|set| set.bounds == [0, 2]), "{:?}", answer.answer);
+    assert_eq!(answer.quarantined, told);
+    running.stop().await;
+
+    // A restart keeps it; an agent that knows it is not told again.
+    let running = start(&config).await;
+    let mut agent = Agent::connect("web-1", running.listen).await;
+    assert_eq!(agent.progress(origin(1)).await.quarantined, told);
+    let known = Some(wire::IntervalSet { bounds: vec![1, 2] });
+    let mut request = agent.request(header, payload);
+    request.get_mut().quarantined_known = known.clone();
+    let bytes = prost::Message::encoded_len(request.get_ref()) as u64;
+    request.metadata_mut().insert(proto::PAYLOAD_BYTES_HEADER, bytes.into());
+    assert_eq!(agent.client.append(request).await.unwrap().into_inner().quarantined, []);
+    assert_eq!(agent.progress_knowing(origin(1), known).await.quarantined, []);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_breaks_streams_becomes_a_suspect() {
     let dir = tempfile::tempdir().unwrap();
     let collector = Collector::start(Script::Break).await;
@@ -152,6 +190,22 @@ async fn a_batch_that_breaks_streams_becomes_a_suspect() {
     eventually("all arrived", || running.sources.status().held_batches == 0).await;
     assert_eq!(running.sources.forward.unclean_breaks.load(std::sync::atomic::Ordering::Relaxed), 3);
     assert!(at.seen.lock().unwrap().suspects.is_empty(), "three breaks are not six");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderly_end_of_a_stream_accuses_no_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let collector = Collector::start(Script::End).await;
+    let running = start(&config(dir.path(), &[collector.at])).await;
+    running.knows_datasets().await;
+    let mut agent = Agent::connect("web-1", running.listen).await;
+    agent.append_durable(origin(1), 1, b"event\n").await;
+    eventually("sent on four streams", || collector.seen.lock().unwrap().delivered.len() >= 4).await;
+    collector.set(Script::Commit);
+    eventually("committed", || running.sources.status().held_batches == 0).await;
+    assert_eq!(running.sources.forward.unclean_breaks.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert!(collector.seen.lock().unwrap().suspects.is_empty());
     running.stop().await;
 }
 

@@ -144,7 +144,7 @@ async fn the_body_has_to_name_the_agent_of_the_transport() {
     let answer = scene.agent.client.append(request).await.unwrap().into_inner().answer.unwrap();
     let Answer::Wrong(wrong) = answer else { panic!("{answer:?}") };
     assert_eq!(wrong.reason(), WrongReason::Identity);
-    let asked = wire::ProgressRequest { agent: "web-2".into(), origin: origin(1).to_bytes(), declarations_version: 0 };
+    let asked = wire::ProgressRequest { agent: "web-2".into(), origin: origin(1).to_bytes(), ..Default::default() };
     let mut request = tonic::Request::new(asked);
     request.metadata_mut().insert(proto::AGENT_HEADER, "web-1".parse().unwrap());
     assert_eq!(scene.agent.client.progress(request).await.unwrap_err().code(), tonic::Code::PermissionDenied);

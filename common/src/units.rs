@@ -93,7 +93,10 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
-/// A span of time: `"15s"`, `"5m"`, `"1h 30m"`, `"250ms"`.
+/// The longest span that is taken: added to any clock it is still a time.
+const LONGEST_SPAN: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A span of time, at most 10 years (of 365 days): `"15s"`, `"5m"`, `"1h 30m"`, `"250ms"`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Span(Duration);
 
@@ -140,9 +143,14 @@ impl From<Duration> for Span {
 impl std::str::FromStr for Span {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text)
-            .map(Self)
-            .map_err(|_| format!("{text:?} is not a span of time: write a number with ms, s, m, h or d behind it"))
+        match humantime::parse_duration(text) {
+            Ok(span) if span > LONGEST_SPAN => Err(format!("{text:?} is too long: at most 10 years (3650d)")),
+            Ok(span) => Ok(Self(span)),
+            Err(humantime::DurationError::NumberOverflow) => {
+                Err(format!("{text:?} is too long: at most 10 years (3650d)"))
+            }
+            Err(_) => Err(format!("{text:?} is not a span of time: write a number with ms, s, m, h or d behind it")),
+        }
     }
 }
 
@@ -193,6 +201,12 @@ mod tests {
         for bad in ["", "15", "five minutes", "-1s"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
+        assert_eq!("3650d".parse(), Ok(Span::new(LONGEST_SPAN)));
+        for long in ["3651d", "11y", "18446744073709551615s", "99999999999999999999s", "9000000000000y"] {
+            let error = long.parse::<Span>().unwrap_err();
+            assert!(error.contains("at most 10 years"), "{error}");
+        }
+        let _later = std::time::Instant::now() + LONGEST_SPAN;
         for ms in [0, 250, 60_000, 90_061_001] {
             assert_eq!(Span::millis(ms).to_string().parse(), Ok(Span::millis(ms)));
         }

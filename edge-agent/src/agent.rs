@@ -4,6 +4,7 @@
 mod begin;
 pub mod declarations;
 mod drain;
+mod full;
 pub mod metrics;
 pub mod owner;
 pub mod source;

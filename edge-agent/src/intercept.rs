@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use regex::bytes::Regex;
 
 pub use self::config::InterceptorConfig;
-pub(crate) use self::config::check_dataset;
+pub(crate) use self::config::{check_dataset, check_headers};
 use self::mask::{MaskedLines, Masker};
 
 /// Most header interceptors of a source: which ones applied to an event is a bit set.

@@ -9,6 +9,7 @@ pub mod client;
 mod contact;
 pub mod messages;
 mod nodes;
+mod quarantined;
 pub mod queue;
 mod retry;
 
@@ -28,6 +29,7 @@ use self::balance::{Balance, Node, Outcome, Policy};
 use self::client::{Asked, Client, SendError, Sent, intervals};
 use self::contact::Contact;
 use self::messages::{DrainUntil, FromShip, ToShip};
+use self::quarantined::Quarantined;
 use self::queue::{Queue, Take};
 use self::retry::Retry;
 use crate::outbox::Stored;
@@ -95,6 +97,7 @@ pub struct Ship {
     /// Nodes that hold batches of ours and do not answer, since when.
     silent: HashMap<Node, Instant>,
     contact: Contact,
+    quarantined: Quarantined,
 }
 
 enum Event {
@@ -120,6 +123,7 @@ impl Ship {
         Self {
             queue: Queue::new(options.until_committed),
             contact: Contact::new(options.origins.clone()),
+            quarantined: Quarantined::default(),
             balance: Balance::new(options.policy),
             retry: Retry::new(),
             options,
@@ -241,7 +245,8 @@ impl Ship {
                 continue;
             };
             tracing::trace!(%node, seq = take.stored.seq, "sending batch");
-            let send = client.send(take, self.reader.clone(), self.declarations_version);
+            let known = self.quarantined.known(take.stored.origin);
+            let send = client.send(take, self.reader.clone(), self.declarations_version, known);
             self.sends.spawn(send);
         }
     }
@@ -284,7 +289,8 @@ impl Ship {
 
     fn answered(&mut self, take: &Take, node: &Node, response: AppendResponse, latency: Duration, now: Instant) {
         self.status(response.status, now);
-        self.committed(take.stored.origin, response.committed.as_ref());
+        self.quarantined(node, take.stored.origin, response.quarantined);
+        self.committed(node, take.stored.origin, response.committed.as_ref());
         let (random, counts) = (rand::random::<u64>(), self.gauges.clone());
         let mut outcome = Outcome::Answered(latency);
         let mut again = None;
@@ -356,9 +362,12 @@ impl Ship {
         self.tell(FromShip::Status { status, received });
     }
 
-    fn committed(&mut self, origin: Origin, seqs: Option<&wire::IntervalSet>) {
+    fn committed(&mut self, node: &Node, origin: Origin, seqs: Option<&wire::IntervalSet>) {
         let seqs = intervals(seqs);
         if !seqs.is_empty() {
+            for (holder, seq) in self.queue.held_elsewhere(origin, &seqs, node) {
+                self.quarantined.owe(holder, origin, seq);
+            }
             self.queue.release(origin, &seqs);
             self.tell(FromShip::Committed { origin, seqs });
         }
@@ -383,7 +392,10 @@ impl Ship {
     fn ask_if_due(&mut self, now: Instant) {
         if now >= self.next_ask {
             self.next_ask = now + self.ask_interval();
-            for (node, origin) in self.queue.questions(QUESTIONS) {
+            let mut questions = self.queue.questions(QUESTIONS);
+            let owed = self.quarantined.questions(QUESTIONS);
+            questions.extend(owed.into_iter().filter(|owed| !questions.contains(owed)).collect::<Vec<_>>());
+            for (node, origin) in questions {
                 self.ask(&node, Some(origin));
             }
         }
@@ -403,7 +415,10 @@ impl Ship {
 
     fn ask(&mut self, node: &Node, origin: Option<Origin>) {
         match self.client(node) {
-            Some(client) => drop(self.asks.spawn(client.ask(origin, self.declarations_version))),
+            Some(client) => {
+                let known = origin.and_then(|origin| self.quarantined.known(origin));
+                self.asks.spawn(client.ask(origin, self.declarations_version, known));
+            }
             None => self.contacted(node, origin, None),
         }
     }
@@ -418,7 +433,9 @@ impl Ship {
                 let (committed, held) = (intervals(answer.committed.as_ref()), intervals(answer.held.as_ref()));
                 self.status(answer.status, now);
                 if let Some(origin) = origin {
-                    self.committed(origin, answer.committed.as_ref());
+                    self.quarantined(&node, origin, answer.quarantined);
+                    self.quarantined.asked(&node, origin, Some(&held));
+                    self.committed(&node, origin, answer.committed.as_ref());
                     let batches = self.queue.held(&node, origin, started, &held);
                     self.sent_again(batches, &node);
                 }
@@ -426,6 +443,9 @@ impl Ship {
             }
             Err(error) => {
                 tracing::debug!(%node, error, "aggregator did not answer a question");
+                if let Some(origin) = origin {
+                    self.quarantined.asked(&node, origin, None);
+                }
                 self.contacted(&node, origin, None);
                 let since = *self.silent.entry(node.clone()).or_insert(started);
                 if now - since >= self.roll_age * GIVE_UP_ROLL_AGES {

@@ -1,10 +1,11 @@
 //! Numbers of a running agent, shared with the admin endpoint: every one is written by its one owner and read by
 //! metrics and `/status`.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::Serialize;
 
 /// One number.
 #[derive(Debug, Default)]
@@ -43,6 +44,22 @@ pub struct Sends {
     /// No answer.
     pub failed: Number,
 }
+
+/// A batch that a collector refused for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuarantinedBatch {
+    /// Its dataset; empty for one without data.
+    pub dataset: String,
+    /// Its origin.
+    pub origin: String,
+    /// Its number.
+    pub seq: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// Quarantined batches that `/status` shows.
+const QUARANTINED_SHOWN: usize = 16;
 
 /// All numbers, and what is wrong.
 #[derive(Debug, Default)]
@@ -97,6 +114,9 @@ pub struct Gauges {
     pub sends: Sends,
     /// Ejections of aggregators.
     pub ejections: Number,
+    /// Batches of this agent that collectors refused for good, as far as it was told.
+    pub quarantined_batches: Number,
+    quarantined: Mutex<VecDeque<QuarantinedBatch>>,
     words: Mutex<BTreeMap<&'static str, String>>,
     problems: Mutex<Vec<String>>,
 }
@@ -114,6 +134,20 @@ impl Gauges {
     /// What was said.
     pub fn words(&self) -> BTreeMap<&'static str, String> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One more batch was refused for good; the newest 16 are kept.
+    pub fn quarantine(&self, batch: QuarantinedBatch) {
+        let mut shown = self.quarantined.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.len() >= QUARANTINED_SHOWN {
+            shown.pop_front();
+        }
+        shown.push_back(batch);
+    }
+
+    /// The newest of those, oldest first.
+    pub fn quarantined(&self) -> Vec<QuarantinedBatch> {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// What keeps files from being read, one text each.

@@ -180,6 +180,68 @@ async fn killed_and_started_again_every_line_is_there_once() {
     check_lines(&[&one, &two], 5_000);
 }
 
+/// The seq of the first data batch of the first origin.
+fn first_data(state: &State) -> Option<(proto::ids::Origin, u64)> {
+    let data = |stored: &support::Stored| matches!(stored.header.kind, proto::header::Kind::Data(_));
+    state.stored.iter().find(|(_, stored)| data(stored)).map(|(id, _)| *id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quarantined_batch_is_told_once() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    let (stop, task) = start(bench.config(&[&fake], ""), false);
+    bench.write(10);
+    fake.until("the first lines", |state| state.lines().len() == 10).await;
+    fake.with(|state| {
+        let id = first_data(state).unwrap();
+        state.quarantined.insert(id, "two frames".into());
+    });
+    for lines in [20, 30, 40] {
+        bench.write(10);
+        fake.until("more lines", |state| state.lines().len() == lines).await;
+    }
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    // Sends that were under way together may each be told; afterwards every request says that it is known.
+    let told = fake.with(|state| state.told_quarantined);
+    assert!((1..=2).contains(&told), "told {told} times");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_stored_a_batch_is_asked_for_its_reason() {
+    let (one, two, mut bench) = (Fake::start().await, Fake::start().await, Bench::new());
+    for fake in [&one, &two] {
+        fake.with(|state| (state.commit_at_once, state.commit_opens_only) = (false, true));
+    }
+    let (stop, task) = start(bench.config(&[&one, &two], ""), false);
+    bench.write(10);
+    eventually("stored somewhere", || [&one, &two].iter().any(|fake| fake.with(|state| first_data(state)).is_some()))
+        .await;
+    let (holder, other) = if one.with(|state| first_data(state)).is_some() { (&one, &two) } else { (&two, &one) };
+    let (origin, seq) = holder.with(|state| first_data(state)).unwrap();
+    // The other one is the first to say that it is covered; the holder takes nothing more, and knows it only later.
+    holder.with(|state| state.script.extend(std::iter::repeat_n(Script::Fail, 10_000)));
+    let stored: Vec<_> = holder.with(|state| state.stored.keys().copied().collect());
+    other.with(|state| {
+        for (origin, seq) in &stored {
+            state.committed.entry(*origin).or_default().insert(*seq);
+        }
+        (state.commit_at_once, state.commit_opens_only) = (true, false);
+    });
+    for lines in [10, 20, 30] {
+        bench.write(10);
+        other.until("lines go to the other one", |state| state.lines().len() == lines).await;
+    }
+    holder.with(|state| {
+        state.commit_all();
+        state.quarantined.insert((origin, seq), "two frames".into());
+    });
+    holder.until("the holder was asked, and told", |state| state.told_quarantined > 0).await;
+    holder.with(|state| state.script.clear());
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_batch_becomes_a_void_and_its_bytes_are_kept() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
@@ -348,8 +410,9 @@ async fn uncommitted_batches_are_let_go_at_80_per_cent() {
 async fn marks_say_what_was_read_and_a_copied_state_says_restored() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     bench.write(300);
-    let often = Tuning { mark_interval: Duration::from_millis(100), ..tuning() };
-    let (stop, task) = start_tuned(bench.config(&[&fake], ""), false, often);
+    let mut config = bench.config(&[&fake], "");
+    config.mark_every = common::units::Span::millis(100);
+    let (stop, task) = start(config, false);
     fake.until("a mark", |state| state.first_kinds().contains('m')).await;
     stop.drain();
     assert_eq!(task.await.unwrap().unwrap(), End::Clean);

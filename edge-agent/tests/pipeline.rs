@@ -242,10 +242,14 @@ fn every_mistake_is_named_with_its_key() {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "a test that does not run has to say so")]
 fn the_adversarial_lines_where_they_are_at_hand() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/adversarial");
-    let Ok(cases) = std::fs::read_to_string(folder.join("access_adversarial.jsonl")) else { return };
     use base64::Engine;
+    let Ok(cases) = std::fs::read_to_string(folder.join("access_adversarial.jsonl")) else {
+        eprintln!("SKIPPED: no sample data at {}", folder.display());
+        return;
+    };
     let engine = base64::engine::general_purpose::STANDARD;
     let format = common::log_format::LogFormat::compile("combined").unwrap();
     let mut pipeline = pipeline(&config(), false);

@@ -1,5 +1,5 @@
-//! Peers that send what no agent of ours sends, against real processes: each is refused or quarantined with its reason,
-//! nothing else is disturbed, and the owner's batches of the same origin and seq land all the same.
+//! Peers that send what no agent of ours sends, against real processes: each is refused or quarantined with its reason on
+//! both sides, nothing else is disturbed, and the owner's batches of the same origin and seq land all the same.
 
 mod scene;
 
@@ -17,8 +17,8 @@ use proto::ids::Origin;
 use proto::wire::append_response::Answer;
 use proto::wire::ingest_client::IngestClient;
 use proto::wire::{
-    self, AppendRequest, BatchHeader, BusyReason, Close, Codec, Data, Framing, Open, Partition, WrongReason,
-    batch_header,
+    self, AppendRequest, BatchHeader, BusyReason, Close, Codec, Data, Framing, Open, Partition, QuarantinedBatch,
+    WrongReason, batch_header,
 };
 use tonic::transport::Channel;
 
@@ -53,30 +53,51 @@ impl Peer {
     }
 
     async fn append(&mut self, header: Vec<u8>, payload: Vec<u8>) -> Told {
+        self.append_knowing(header, payload, &[]).await.0
+    }
+
+    /// The answer, and the quarantined batches of the origin that it tells of but for those `known`, a list of bounds.
+    async fn append_knowing(
+        &mut self,
+        header: Vec<u8>,
+        payload: Vec<u8>,
+        known: &[u64],
+    ) -> (Told, Vec<QuarantinedBatch>) {
         let request = AppendRequest {
             agent: self.agent.into(),
             header: header.into(),
             payload: payload.into(),
-            declarations_version: 0,
+            quarantined_known: Some(wire::IntervalSet { bounds: known.to_vec() }),
+            ..Default::default()
         };
         let bytes = request.encoded_len();
         let mut request = tonic::Request::new(request);
         let meta = request.metadata_mut();
         meta.insert(proto::PAYLOAD_BYTES_HEADER, bytes.to_string().parse().unwrap());
         meta.insert(proto::AGENT_HEADER, self.agent.parse().unwrap());
-        match self.client.append(request).await {
-            Err(status) => Told::Error(status.code()),
-            Ok(response) => match response.into_inner().answer.unwrap() {
-                Answer::Durable(_) => Told::Durable,
-                Answer::Busy(busy) => Told::Busy(busy.reason()),
-                Answer::Wrong(wrong) => {
-                    assert!(!wrong.detail.is_empty(), "the reason is given");
-                    Told::Wrong(wrong.reason())
-                }
-                Answer::Unsupported(_) => Told::Unsupported,
-                Answer::Retry(retry) => Told::Retry(retry.reason),
-            },
-        }
+        let response = match self.client.append(request).await {
+            Err(status) => return (Told::Error(status.code()), Vec::new()),
+            Ok(response) => response.into_inner(),
+        };
+        let told = match response.answer.unwrap() {
+            Answer::Durable(_) => Told::Durable,
+            Answer::Busy(busy) => Told::Busy(busy.reason()),
+            Answer::Wrong(wrong) => {
+                assert!(!wrong.detail.is_empty(), "the reason is given");
+                Told::Wrong(wrong.reason())
+            }
+            Answer::Unsupported(_) => Told::Unsupported,
+            Answer::Retry(retry) => Told::Retry(retry.reason),
+        };
+        (told, response.quarantined)
+    }
+
+    async fn progress(&mut self, origin: Origin) -> wire::ProgressResponse {
+        let request =
+            wire::ProgressRequest { agent: self.agent.into(), origin: origin.to_bytes(), ..Default::default() };
+        let mut request = tonic::Request::new(request);
+        request.metadata_mut().insert(proto::AGENT_HEADER, self.agent.parse().unwrap());
+        self.client.progress(request).await.unwrap().into_inner()
     }
 }
 
@@ -133,7 +154,7 @@ fn each_is_refused_with_its_reason_and_nothing_else_is_disturbed() {
     let mut cluster = Cluster::create(spec, program(), &dir.path().join("nodes")).unwrap();
     cluster.start_servers().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(attack(&cluster));
+    let told = runtime.block_on(attack(&cluster));
     for tier in [Tier::Aggregator, Tier::Collector] {
         cluster.check_alive(tier, 0).unwrap();
         assert_eq!(http::get(cluster.addresses(tier, 0).admin, "/healthz").unwrap().status, 200);
@@ -157,9 +178,16 @@ fn each_is_refused_with_its_reason_and_nothing_else_is_disturbed() {
     seqs.sort_unstable();
     assert_eq!(seqs, [1, 2, 3], "{quarantined:?}");
     assert!(quarantined.iter().all(|batch| batch.agent == "mallory" && !batch.reason.is_empty()), "{quarantined:?}");
+    // What its sender was told is what lies there.
+    for batch in &quarantined {
+        let told = told.iter().find(|told| told.seq == batch.seq).unwrap();
+        assert_eq!(told.dataset, "clickstream");
+        assert_eq!(told.reason, proto::reason::clean(&batch.reason));
+    }
 }
 
-async fn attack(cluster: &Cluster) {
+/// What the hostile peer was told of its quarantined batches.
+async fn attack(cluster: &Cluster) -> Vec<QuarantinedBatch> {
     let (shared, own) = (origin(1), origin(2));
     let mut owner = Peer::connect(cluster, "web-01").await;
     let mut mallory = Peer::connect(cluster, "mallory").await;
@@ -221,20 +249,25 @@ async fn attack(cluster: &Cluster) {
     assert_eq!(owner.append(batch, payload).await, Told::Durable);
     let close = header(shared, 2, batch_header::Kind::Close(Close { left: true, ..Close::default() }));
     assert_eq!(owner.append(close, Vec::new()).await, Told::Durable);
-    wait_committed(&mut owner, shared, 3).await;
+    assert_eq!(wait_committed(&mut owner, shared, 3).await, [], "nothing of the owner's is quarantined");
+    assert_eq!(wait_committed(&mut mallory, shared, 2).await, []);
+    let told = wait_committed(&mut mallory, own, 4).await;
+    assert_eq!(told.iter().map(|told| told.seq).collect::<Vec<_>>(), [1, 2, 3], "{told:?}");
+    assert!(told.iter().all(|told| !told.reason.is_empty() && told.reason.len() <= 256), "{told:?}");
+    // An append of the same origin brings them too, but for those that are known.
+    let (answer, rest) = mallory.append_knowing(open(own), Vec::new(), &[1, 3]).await;
+    assert_eq!((answer, &rest[..]), (Told::Durable, &told[2..]));
+    assert_eq!(owner.progress(own).await.quarantined, [], "another agent's reasons are not told");
+    told
 }
 
-/// Until the origin's seqs below `end` are committed.
-async fn wait_committed(owner: &mut Peer, origin: Origin, end: u64) {
+/// Until the origin's seqs below `end` are committed; what is told of quarantined ones then.
+async fn wait_committed(peer: &mut Peer, origin: Origin, end: u64) -> Vec<QuarantinedBatch> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let request =
-            wire::ProgressRequest { agent: owner.agent.into(), origin: origin.to_bytes(), declarations_version: 0 };
-        let mut request = tonic::Request::new(request);
-        request.metadata_mut().insert(proto::AGENT_HEADER, owner.agent.parse().unwrap());
-        let progress = owner.client.progress(request).await.unwrap().into_inner();
+        let progress = peer.progress(origin).await;
         if progress.committed.as_ref().is_some_and(|set| set.bounds == [0, end]) {
-            return;
+            return progress.quarantined;
         }
         assert!(Instant::now() < deadline, "not committed within a minute: {progress:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;

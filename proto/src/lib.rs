@@ -4,6 +4,7 @@
 //! - [`ids`]: agent, origin, seq, dataset and partition as types that cannot be mixed up,
 //! - [`header`]: the batch header, checked once where it enters a process,
 //! - [`intervals`]: sets of seqs,
+//! - [`reason`]: reasons for people, made fit to be shown,
 //! - [`record`]: the envelope of commit records and checkpoints,
 //! - [`dead_letter`]: the JSON line of one event that could not be placed.
 
@@ -11,6 +12,7 @@ pub mod dead_letter;
 pub mod header;
 pub mod ids;
 pub mod intervals;
+pub mod reason;
 pub mod record;
 
 /// Generated from `catchment/v1/*.proto`.

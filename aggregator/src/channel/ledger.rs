@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use proto::ids::{AgentName, BatchId, Origin};
 
 use super::bitmap::Bitmap;
+use super::refusals::Refusal;
 use super::rows::{self, OriginRow};
 
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
@@ -114,12 +115,25 @@ impl Ledger {
 
     /// Broken sends of every batch that has any.
     pub fn broken_sends(&self) -> Vec<(BatchId, u32)> {
-        let rows = self.db.iter().flat_map(|db| db.scan_prefix([rows::BROKEN])).filter_map(Result::ok);
-        rows.filter_map(|(key, value)| Some((rows::broken_of(&key)?, u32::try_from(rows::read_number(&value)?).ok()?)))
-            .collect()
+        self.batches(rows::BROKEN, |value| u32::try_from(rows::read_number(value)?).ok())
     }
 
-    /// Removes bitmaps of segments that are not `live`, origins not changed since `oldest_unix_ms`, and all held bytes
+    /// Batches that collectors refused for good.
+    pub fn refusals(&self) -> Vec<(BatchId, Refusal)> {
+        self.batches(rows::REFUSED, rows::read_refused)
+    }
+
+    fn batches<T>(&self, tag: u8, read: impl Fn(&[u8]) -> Option<T>) -> Vec<(BatchId, T)> {
+        let rows = self.db.iter().flat_map(|db| db.scan_prefix([tag])).filter_map(Result::ok);
+        rows.filter_map(|(key, value)| Some((rows::batch_of(tag, &key)?, read(&value)?))).collect()
+    }
+
+    /// Every row.
+    pub(super) fn rows(&self) -> impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>> {
+        self.db.iter().flat_map(|db| db.iter())
+    }
+
+    /// Removes bitmaps of segments that are not `live`, origins and refusals not changed since `oldest_unix_ms`, and all held bytes
     /// (which are counted anew at the start).
     pub fn sweep(&self, live: impl Fn(u64) -> bool, oldest_unix_ms: u64) -> Result<(), LedgerError> {
         let mut changes = Changes::default();
@@ -129,6 +143,7 @@ impl Ledger {
                 Some(&rows::ORIGIN) => rows::read_origin(&value).is_none_or(|row| row.updated_unix_ms < oldest_unix_ms),
                 Some(&rows::AGENT) => true,
                 Some(&rows::BROKEN) => false,
+                Some(&rows::REFUSED) => rows::read_refused(&value).is_none_or(|row| row.unix_ms < oldest_unix_ms),
                 _ => true,
             };
             if stale {

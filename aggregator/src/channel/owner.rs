@@ -18,10 +18,11 @@ use super::disk::{self, Reserve};
 use super::index::{NewEntry, Route, SeqKind};
 use super::meta::encode_meta;
 use super::recover::{self, Opened};
+use super::refusals::Refusal;
 use super::state::Admission;
 use super::{
     AppendAnswer, AppendJob, Appended, ChannelError, ChannelEvent, ChannelOptions, ChannelStats, Command, Location,
-    MAX_SEGMENT_BATCHES, ProgressAnswer, SyncObserver,
+    MAX_SEGMENT_BATCHES, ProgressAnswer, Refused, SyncObserver,
 };
 
 /// Most bytes of payload behind one sync.
@@ -149,8 +150,9 @@ impl Owner {
                 recover::know(&mut opened.state, &opened.ledger, &key);
                 let committed = opened.state.committed(&key).map(wire::IntervalSet::from).unwrap_or_default();
                 let held = opened.state.held(&key).map(|held| held.to_wire()).unwrap_or_default();
+                let quarantined = opened.state.refusals.of(&key);
                 // The agent may have given up asking.
-                let _ = reply.send(ProgressAnswer { committed, held });
+                let _ = reply.send(ProgressAnswer { committed, held, quarantined });
             }
             Command::Release(released) => {
                 let unix_ms = unix_ms();
@@ -158,6 +160,9 @@ impl Owner {
                     recover::know(&mut opened.state, &opened.ledger, &(batch.id.agent.clone(), batch.id.origin));
                     if opened.state.release(batch.at, &batch.id, &batch.intervals, unix_ms, now) {
                         self.stats.released_batches.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if let Some(Refused { dataset, reason }) = batch.refused {
+                        opened.state.refusals.keep(batch.id, Refusal { unix_ms, dataset, reason });
                     }
                 }
             }
@@ -178,7 +183,7 @@ impl Owner {
         let id = BatchId { agent: job.agent.clone(), origin: job.header.origin, seq: job.header.seq };
         let key = (id.agent.clone(), id.origin);
         if let Some((reason, _)) = &self.failed {
-            return answer(job.reply, Appended::Failed(reason.clone()), wire::IntervalSet::default());
+            return failed(job.reply, reason.clone());
         }
         let Some(opened) = &mut self.opened else { return };
         recover::know(&mut opened.state, &opened.ledger, &key);
@@ -197,13 +202,16 @@ impl Owner {
         };
         if let Some(refused) = refused {
             let committed = opened.state.committed(&key).map(wire::IntervalSet::from).unwrap_or_default();
-            return answer(job.reply, refused, committed);
+            let quarantined = opened.state.refusals.of(&key);
+            // The agent may have gone away: it asks again.
+            let _ = job.reply.send(AppendAnswer { appended: refused, committed, quarantined });
+            return;
         }
         match self.store(&job, id) {
             Ok(()) => waiting.push((job.reply, key, job.permit)),
             Err(error) => {
                 self.fail(&error);
-                answer(job.reply, Appended::Failed(error.to_string()), wire::IntervalSet::default());
+                failed(job.reply, error.to_string());
             }
         }
     }
@@ -293,7 +301,7 @@ impl Owner {
         if let Some((reason, _)) = &self.failed {
             for (reply, _, permit) in waiting {
                 drop(permit);
-                answer(reply, Appended::Failed(reason.clone()), wire::IntervalSet::default());
+                failed(reply, reason.clone());
             }
             return;
         }
@@ -302,8 +310,11 @@ impl Owner {
         for (reply, key, permit) in waiting {
             let state = self.opened.as_ref().map(|opened| &opened.state);
             let committed = state.and_then(|state| state.committed(&key)).map(wire::IntervalSet::from);
+            let quarantined = state.map(|state| state.refusals.of(&key)).unwrap_or_default();
             drop(permit);
-            answer(reply, Appended::Durable, committed.unwrap_or_default());
+            let committed = committed.unwrap_or_default();
+            // The agent may have gone away: it asks again.
+            let _ = reply.send(AppendAnswer { appended: Appended::Durable, committed, quarantined });
         }
     }
 
@@ -366,6 +377,7 @@ impl Owner {
         let oldest = opened.state.segments().find(|(_, segment)| segment.live() > 0);
         let oldest = oldest.map_or(0, |(_, segment)| segment.index().created_unix_ms);
         self.stats.oldest_unix_ms.store(oldest, Ordering::Relaxed);
+        self.stats.dropped_reasons.store(opened.state.refusals.dropped(), Ordering::Relaxed);
     }
 
     /// Is the file system nearly full?
@@ -386,9 +398,10 @@ impl Owner {
     }
 }
 
-fn answer(reply: oneshot::Sender<AppendAnswer>, appended: Appended, committed: wire::IntervalSet) {
+fn failed(reply: oneshot::Sender<AppendAnswer>, reason: String) {
+    let appended = Appended::Failed(reason);
     // The agent may have gone away: it asks again.
-    let _ = reply.send(AppendAnswer { appended, committed });
+    let _ = reply.send(AppendAnswer { appended, committed: wire::IntervalSet::default(), quarantined: Vec::new() });
 }
 
 fn size(command: &Command) -> usize {

@@ -14,6 +14,7 @@ use proto::ids::AgentName;
 use super::index::{FooterError, IndexBuilder, NewEntry, Route, SegmentIndex, SeqKind};
 use super::ledger::Ledger;
 use super::meta::{self, MetaError};
+use super::refusals::Refusals;
 use super::state::{OriginKey, Segment, State};
 use super::{ChannelError, ChannelOptions, ChannelStats, Location};
 
@@ -67,6 +68,7 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
     let live: HashSet<u64> = reader.found.iter().filter(whole).map(|found| found.id).collect();
     ledger.sweep(|segment| live.contains(&segment), unix_ms.saturating_sub(ORIGIN_AGE_MS))?;
     let mut state = State::new(options.max_bytes, ledger.broken_sends().into_iter().collect());
+    state.refusals = Refusals::load(ledger.refusals());
     let mut unsealed = Vec::new();
     for mut found in reader.found {
         if !found.sealed {

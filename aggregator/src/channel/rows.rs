@@ -5,6 +5,7 @@ use proto::ids::{AgentName, BatchId, Origin};
 use proto::intervals::IntervalSet;
 
 use super::bitmap::Bitmap;
+use super::refusals::Refusal;
 
 /// Format version: the first byte of every value.
 const FORMAT: u8 = 1;
@@ -19,6 +20,8 @@ pub const ORIGIN: u8 = b'o';
 pub const AGENT: u8 = b'a';
 /// First byte of keys: one batch whose streams broke.
 pub const BROKEN: u8 = b'b';
+/// First byte of keys: one batch that a collector refused for good.
+pub const REFUSED: u8 = b'q';
 
 /// The newest mark of an origin that was appended here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,18 +70,27 @@ pub fn agent_key(agent: &AgentName) -> Vec<u8> {
     key
 }
 
-/// Key of a batch.
+/// Key of a batch whose streams broke.
 pub fn broken_key(id: &BatchId) -> Vec<u8> {
-    let mut key = vec![BROKEN, id.agent.as_str().len() as u8];
+    batch_key(BROKEN, id)
+}
+
+/// Key of a batch that was refused for good.
+pub fn refused_key(id: &BatchId) -> Vec<u8> {
+    batch_key(REFUSED, id)
+}
+
+fn batch_key(tag: u8, id: &BatchId) -> Vec<u8> {
+    let mut key = vec![tag, id.agent.as_str().len() as u8];
     key.extend_from_slice(id.agent.as_str().as_bytes());
     key.extend_from_slice(&id.origin.0);
     key.extend_from_slice(&id.seq.to_be_bytes());
     key
 }
 
-/// The batch behind such a key.
-pub fn broken_of(key: &[u8]) -> Option<BatchId> {
-    let (&len, rest) = key.strip_prefix(&[BROKEN])?.split_first()?;
+/// The batch behind a key of either kind.
+pub fn batch_of(tag: u8, key: &[u8]) -> Option<BatchId> {
+    let (&len, rest) = key.strip_prefix(&[tag])?.split_first()?;
     let (agent, rest) = rest.split_at_checked(usize::from(len))?;
     let (origin, seq) = rest.split_at_checked(16)?;
     Some(BatchId {
@@ -140,6 +152,28 @@ pub fn read_origin(value: &[u8]) -> Option<OriginRow> {
     })
 }
 
+/// Value: why a batch was refused.
+pub fn refused_value(refusal: &Refusal) -> Vec<u8> {
+    let mut value = vec![FORMAT];
+    value.extend_from_slice(&refusal.unix_ms.to_le_bytes());
+    value.push(refusal.dataset.len() as u8);
+    value.extend_from_slice(refusal.dataset.as_bytes());
+    value.extend_from_slice(refusal.reason.as_bytes());
+    value
+}
+
+/// Reads such a value.
+pub fn read_refused(value: &[u8]) -> Option<Refusal> {
+    let (unix_ms, rest) = value.strip_prefix(&[FORMAT])?.split_at_checked(8)?;
+    let (&len, rest) = rest.split_first()?;
+    let (dataset, reason) = rest.split_at_checked(usize::from(len))?;
+    Some(Refusal {
+        unix_ms: u64::from_le_bytes(unix_ms.try_into().ok()?),
+        dataset: String::from_utf8(dataset.to_vec()).ok()?,
+        reason: String::from_utf8(reason.to_vec()).ok()?,
+    })
+}
+
 /// Value: a number (held bytes, broken sends).
 pub fn number_value(number: u64) -> Vec<u8> {
     let mut value = vec![FORMAT];
@@ -172,8 +206,10 @@ mod tests {
         assert_eq!(hex(&origin_key(&id.agent, id.origin)), "6f067765622d3137019aa4b6450000000000000000000007");
         assert_eq!(hex(&agent_key(&id.agent)), "617765622d3137");
         assert_eq!(hex(&broken_key(&id)), "62067765622d3137019aa4b64500000000000000000000070000000000000005");
-        assert_eq!(broken_of(&broken_key(&id)), Some(id));
-        assert_eq!(broken_of(b"bx"), None);
+        assert_eq!(hex(&refused_key(&id)), "71067765622d3137019aa4b64500000000000000000000070000000000000005");
+        assert_eq!(batch_of(REFUSED, &refused_key(&id)), Some(id.clone()));
+        assert_eq!(batch_of(BROKEN, &broken_key(&id)), Some(id));
+        assert_eq!(batch_of(BROKEN, b"bx"), None);
     }
 
     #[test]
@@ -196,6 +232,10 @@ mod tests {
         assert_eq!(read_origin(&origin_value(&row)), Some(row));
         assert_eq!(read_origin(b"\x01abc"), None);
         assert_eq!(read_origin(&[2; 33]), None, "a newer format");
+        let refusal = Refusal { unix_ms: 2, dataset: "ab".into(), reason: "cut".into() };
+        assert_eq!(hex(&refused_value(&refusal)), "010200000000000000026162637574");
+        assert_eq!(read_refused(&refused_value(&refusal)), Some(refusal));
+        assert_eq!(read_refused(b"\x01short"), None);
         assert_eq!(hex(&number_value(258)), "010201000000000000");
         assert_eq!(read_number(&number_value(258)), Some(258));
     }

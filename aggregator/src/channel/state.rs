@@ -15,6 +15,7 @@ use super::bitmap::Bitmap;
 use super::held::HeldSeqs;
 use super::index::{IndexBuilder, NewEntry, SegmentIndex, SeqKind};
 use super::ledger::Changes;
+use super::refusals::Refusals;
 use super::rows::{self, LastMark, OriginRow};
 
 /// Origins kept in memory although nothing of them is held.
@@ -107,6 +108,8 @@ struct AgentState {
 /// The whole state.
 #[derive(Debug)]
 pub struct State {
+    /// Why batches were refused for good.
+    pub refusals: Refusals,
     max_bytes: u64,
     segments: BTreeMap<u64, Segment>,
     origins: HashMap<OriginKey, OriginState>,
@@ -123,6 +126,7 @@ impl State {
     /// An empty channel of at most `max_bytes` of segments.
     pub fn new(max_bytes: u64, broken: HashMap<BatchId, u32>) -> Self {
         Self {
+            refusals: Refusals::default(),
             max_bytes,
             segments: BTreeMap::new(),
             origins: HashMap::new(),
@@ -409,6 +413,7 @@ impl State {
                 None => changes.remove(rows::broken_key(&id)),
             }
         }
+        self.refusals.take_changes(&mut changes);
         if self.origins.len() > IDLE_ORIGINS {
             self.origins.retain(|_, origin| !origin.held.is_empty());
         }
@@ -421,6 +426,7 @@ impl State {
         self.origins.values_mut().for_each(|origin| origin.dirty = origin.row != OriginRow::default());
         self.agents.values_mut().for_each(|agent| agent.dirty = true);
         self.broken_dirty.extend(self.broken.keys().cloned());
+        self.refusals.dirty_all();
     }
 
     /// Segments that are sealed and have nothing unanswered.

@@ -108,7 +108,7 @@ impl Bench {
         let id = id(agent, seq);
         let at = self.places.remove(&id).unwrap();
         let intervals = [seq].into_iter().collect();
-        self.owner.handle(vec![Command::Release(vec![Released { at, id, intervals }])]);
+        self.owner.handle(vec![Command::Release(vec![Released { at, id, intervals, refused: None }])]);
     }
 
     fn tick(&mut self) {

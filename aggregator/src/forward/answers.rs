@@ -36,7 +36,8 @@ impl Forward {
         }
         let known = state.and_then(|state| state.take_out(id)).is_some();
         let released = match verdict {
-            Verdict::Committed(intervals) | Verdict::Refused(intervals, _) => self.release(id, intervals),
+            Verdict::Committed(intervals) => self.release(id, intervals, None),
+            Verdict::Refused(intervals, reason) => self.release(id, intervals, Some(reason)),
             _ if !known => None,
             Verdict::Busy(delay) => {
                 let at = self.flights.get(id).map(|flight| flight.at);

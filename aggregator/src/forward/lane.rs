@@ -95,7 +95,8 @@ impl LaneTask {
                 () = self.cancel.cancelled() => return,
                 ended = self.one_stream(&mut backoff) => ended,
             };
-            let unclean = ended.as_ref().err().is_none_or(is_unclean);
+            // A collector that ends its stream in order accuses no batch, whatever it said of itself before.
+            let unclean = ended.as_ref().is_err_and(is_unclean);
             let reason = ended.err().map(|status| describe(&status)).unwrap_or_default();
             // A collector that stays away says nothing new.
             if told.as_ref() != Some(&reason) {
@@ -270,7 +271,7 @@ fn message(message: deliver_request::Message) -> wire::DeliverRequest {
 }
 
 /// Might a batch be at fault? Not for silence (keep-alive, time-outs), nor when the collector says that it is not
-/// available. (An end while it drains is told apart by its last status.)
+/// available. (A break while it drains is told apart by its last status.)
 fn is_unclean(status: &Status) -> bool {
     let text = describe(status).to_lowercase();
     let silent = ["keep-alive", "keepalive", "timed out"].iter().any(|word| text.contains(word));

@@ -16,8 +16,8 @@ use proto::wire::CollectorStatus;
 
 use super::backlog::{Backlog, START};
 use super::peer::{AloneLane, Lane, LaneState, Out, Peer, PeerName, Standing};
-use crate::channel::index::NewEntry;
-use crate::channel::{Location, OpenedSegment, Released};
+use crate::channel::index::{NewEntry, Route};
+use crate::channel::{Location, OpenedSegment, Refused, Released};
 
 /// Unclean breaks after which a batch travels alone.
 pub const ALONE_AFTER: u32 = 3;
@@ -455,12 +455,18 @@ impl Forward {
         self.avoid.entry(id.clone()).or_default().push((peer.clone(), now + UNSUPPORTED_FOR));
     }
 
-    pub(super) fn release(&mut self, id: &BatchId, intervals: IntervalSet) -> Option<Released> {
+    /// The batch is answered for good; with a reason if it was refused.
+    pub(super) fn release(&mut self, id: &BatchId, intervals: IntervalSet, reason: Option<String>) -> Option<Released> {
         let flight = self.flights.remove(id)?;
+        let dataset = match self.backlog.route(flight.at) {
+            Some(Route::Data { dataset, .. }) => dataset.to_string(),
+            Some(Route::Control) | None => String::new(),
+        };
+        let refused = reason.map(|reason| Refused { dataset, reason });
         self.backlog.take(flight.at);
         self.isolated.remove(&flight.at);
         self.broken.remove(id);
         self.avoid.remove(id);
-        Some(Released { at: flight.at, id: id.clone(), intervals })
+        Some(Released { at: flight.at, id: id.clone(), intervals, refused })
     }
 }

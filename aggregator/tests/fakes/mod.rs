@@ -118,7 +118,7 @@ impl Agent {
     }
 
     pub fn request(&self, header: Bytes, payload: Bytes) -> Request<wire::AppendRequest> {
-        let message = wire::AppendRequest { agent: self.name.clone(), header, payload, declarations_version: 0 };
+        let message = wire::AppendRequest { agent: self.name.clone(), header, payload, ..Default::default() };
         let bytes = prost::Message::encoded_len(&message) as u64;
         let mut request = Request::new(message);
         request.metadata_mut().insert(proto::PAYLOAD_BYTES_HEADER, bytes.into());
@@ -138,8 +138,21 @@ impl Agent {
     }
 
     pub async fn progress(&mut self, origin: Origin) -> wire::ProgressResponse {
-        let asked =
-            wire::ProgressRequest { agent: self.name.clone(), origin: origin.to_bytes(), declarations_version: 0 };
+        self.progress_knowing(origin, None).await
+    }
+
+    /// Some of its quarantined batches are known.
+    pub async fn progress_knowing(
+        &mut self,
+        origin: Origin,
+        quarantined_known: Option<wire::IntervalSet>,
+    ) -> wire::ProgressResponse {
+        let asked = wire::ProgressRequest {
+            agent: self.name.clone(),
+            origin: origin.to_bytes(),
+            declarations_version: 0,
+            quarantined_known,
+        };
         let mut request = Request::new(asked);
         request.metadata_mut().insert(proto::AGENT_HEADER, self.name.parse().unwrap());
         self.client.progress(request).await.unwrap().into_inner()
@@ -157,8 +170,12 @@ pub enum Script {
     Silent,
     /// The connection breaks at the first payload.
     Break,
+    /// The stream ends in order at the first payload.
+    End,
     /// *busy* until told otherwise.
     Busy,
+    /// Refused for good, all but opens.
+    Refuse,
 }
 
 #[derive(Debug, Default)]
@@ -240,8 +257,14 @@ impl Collector {
                 seen.staged.insert(id.clone());
                 vec![staged()]
             }
+            Script::Refuse if id.seq > 0 => {
+                seen.committed.insert(id.clone());
+                let reason = format!("no \u{1b}[1mgood\n {}", "x".repeat(1000));
+                vec![staged(), answer(id, wire::answer::Answer::Refused(wire::Refused { reason }))]
+            }
+            Script::Refuse => vec![answer(id, wire::answer::Answer::Committed(wire::Committed {}))],
             Script::Busy => vec![answer(id, wire::answer::Answer::Busy(wire::PartitionBusy { delay_ms: 100 }))],
-            Script::Silent | Script::Break => Vec::new(),
+            Script::Silent | Script::Break | Script::End => Vec::new(),
         }
     }
 
@@ -330,8 +353,11 @@ impl collect_server::Collect for Collector {
                                 seen.suspects.insert(id.clone());
                             }
                         }
-                        if *collector.script.lock().unwrap() == Script::Break {
-                            return collector.kill();
+                        let script = *collector.script.lock().unwrap();
+                        match script {
+                            Script::Break => return collector.kill(),
+                            Script::End => return,
+                            _ => {}
                         }
                         answers.extend(collector.answer(&id));
                     }

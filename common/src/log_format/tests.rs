@@ -206,10 +206,14 @@ fn formats_that_cannot_be_compiled() {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "a test that does not run has to say so")]
 fn the_adversarial_lines_where_they_are_at_hand() {
     let path =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/adversarial/access_adversarial.log");
-    let Ok(lines) = std::fs::read(path) else { return };
+    let Ok(lines) = std::fs::read(&path) else {
+        eprintln!("SKIPPED: no sample data at {}", path.display());
+        return;
+    };
     let format = LogFormat::compile("combined").unwrap();
     for line in lines.split(|byte| *byte == b'\n') {
         let mut values = Vec::new();

@@ -26,6 +26,9 @@ const COUNTERS: &[(&str, &str, Pick)] = &[
         &g.let_go_batches
     }),
     ("batches_voided", "Batches that became voids", |g| &g.voided_batches),
+    ("quarantined_batches", "Batches that a collector refused for good, as far as this agent was told", |g| {
+        &g.quarantined_batches
+    }),
     ("marks", "Marks appended", |g| &g.marks),
     ("destroyed_bytes", "Bytes truncated or deleted before they could be read", |g| &g.destroyed_bytes),
     ("ejections", "Times an aggregator was left out after errors", |g| &g.ejections),
@@ -105,6 +108,7 @@ pub fn status(agent: &str, gauges: &Gauges) -> serde_json::Value {
         map.insert(key.into(), text.into());
     }
     map.insert("problems".into(), gauges.problems().into());
+    map.insert("quarantined".into(), serde_json::json!(gauges.quarantined()));
     let numbers: &[(&str, Pick)] = &[
         ("read_events", |g| &g.read_events),
         ("published_events", |g| &g.published_events),
@@ -121,6 +125,7 @@ pub fn status(agent: &str, gauges: &Gauges) -> serde_json::Value {
         ("destroyed_bytes", |g| &g.destroyed_bytes),
         ("let_go_batches", |g| &g.let_go_batches),
         ("voided_batches", |g| &g.voided_batches),
+        ("quarantined_batches", |g| &g.quarantined_batches),
         ("rejected_bytes", |g| &g.rejected_bytes),
         ("marks", |g| &g.marks),
         ("files", |g| &g.files),

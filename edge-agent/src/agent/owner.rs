@@ -99,6 +99,8 @@ pub struct Owner {
     pub(super) last_answer: Instant,
     pub(super) silent: bool,
     pub(super) full: bool,
+    /// The limit that was said last.
+    pub(super) full_limit: Option<&'static str>,
     /// Bytes of what became voids, which nobody has looked at yet.
     pub(super) rejected_bytes: u64,
     pub(super) next_upkeep: Instant,
@@ -157,6 +159,7 @@ impl Owner {
             last_answer: Instant::now(),
             silent: false,
             full: false,
+            full_limit: None,
             rejected_bytes: 0,
             next_upkeep: Instant::now(),
         }
@@ -189,15 +192,15 @@ impl Owner {
         let (batching, flush) = (self.options.batching, self.drain.is_flushing());
         let now_us = self.clock.now_or_own_ms(now) * 1000;
         let mut undeclared = false;
-        let mut full = false;
+        let mut full = None;
         for at in 0..self.sources.len() {
             let due = self.sources[at].is_due(batching, flush, now);
             progressed |= self.sources[at].poll(batching, due, now) && self.drain.is_reading();
             if !self.sources[at].is_due(batching, flush, now) {
                 continue;
             }
-            if self.room(self.sources[at].raw_bytes() as u64, now) != Room::Free {
-                full = true;
+            if let Room::Full(limit) = self.room(self.sources[at].raw_bytes() as u64, now) {
+                full = Some(limit);
                 continue;
             }
             match self.sources[at].cut(now_us, &self.declarations) {
@@ -238,32 +241,6 @@ impl Owner {
     pub(super) fn tell(&self, message: ToShip) {
         // The shipping task ends only after this thread; if it died, the process is on its way down already.
         let _ = self.to_ship.send(message);
-    }
-
-    fn room(&mut self, wanted: u64, now: Instant) -> Room {
-        match self.probe.get(&self.state_dir.outbox(), now) {
-            // Else an aggregator that takes nothing would turn the whole log into files that nobody looks at.
-            Ok(fs) if self.rejected_bytes >= self.options.limits.capacity(fs) => Room::OutboxFull,
-            Ok(fs) => self.options.limits.room(fs, self.outbox.total_bytes(), self.outbox.index().kept().0, wanted),
-            Err(error) => {
-                tracing::warn!(error = %error, "free space of the outbox cannot be asked for");
-                Room::DiskLow
-            }
-        }
-    }
-
-    fn set_full(&mut self, full: bool) {
-        if full != self.full {
-            self.full = full;
-            let reason = "the outbox is full or its disk is low: reading waits, the log files are the buffer; \
-                          check that aggregators answer, move away what lies in rejected/, or raise outbox.max_bytes";
-            if full {
-                tracing::warn!(bytes = self.outbox.total_bytes(), "outbox is full, reading stops");
-            } else {
-                tracing::info!("outbox has room, reading goes on");
-            }
-            self.health.set_part("outbox", !full, reason);
-        }
     }
 
     fn set_undeclared(&mut self, undeclared: bool) {

@@ -71,6 +71,43 @@ pub enum InterceptorConfig {
     },
 }
 
+/// Bytes that all headers of a source may take together: what a batch header may have, less 8 KiB for its other fields.
+const MAX_HEADERS_BYTES: usize = proto::MAX_HEADER_BYTES - 8 * 1024;
+/// Counted for the header `host` where its value is the host's name.
+const HOST_NAME_BYTES: usize = 255;
+
+/// Adds a problem if the headers that an event can get together are more than a batch header can carry.
+pub(crate) fn check_headers(interceptors: &[InterceptorConfig], problems: &mut Problems) {
+    // A header that is set twice counts as the longer one.
+    let mut headers: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut set = |name, bytes: usize| {
+        let longest = headers.entry(name).or_default();
+        *longest = bytes.max(*longest);
+    };
+    if !interceptors.iter().any(|one| matches!(one, InterceptorConfig::Host { .. })) {
+        set("host", HOST_NAME_BYTES);
+    }
+    for interceptor in interceptors {
+        match interceptor {
+            InterceptorConfig::Host { header, value } => {
+                set(header, value.as_ref().map_or(HOST_NAME_BYTES, String::len));
+            }
+            InterceptorConfig::Static { header, value, .. } => set(header, value.len()),
+            _ => {}
+        }
+    }
+    // Names, values, and what the encoding puts around them.
+    let sum: usize = headers.iter().map(|(name, bytes)| name.len() + bytes + 12).sum();
+    if sum > MAX_HEADERS_BYTES {
+        problems.add(
+            "interceptors",
+            format!(
+                "set headers of {sum} bytes together, a batch can carry {MAX_HEADERS_BYTES}: shorten values or leave headers out"
+            ),
+        );
+    }
+}
+
 fn host_header() -> String {
     "host".to_owned()
 }

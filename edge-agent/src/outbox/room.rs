@@ -1,6 +1,7 @@
 //! How much the outbox may take: the configured bytes and a tenth of its file system, whichever is less, and nothing
 //! more while the file system is nearly full. The last part is kept for seqs without data (open, mark, void, close).
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -34,10 +35,100 @@ pub struct FileSystem {
 pub enum Room {
     /// Yes.
     Free,
-    /// The outbox has reached its size.
-    OutboxFull,
-    /// The file system has too little left.
-    DiskLow,
+    /// No, for this limit.
+    Full(Full),
+}
+
+/// The limit that holds, with its figures. As a text: the fact and the way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// `outbox.max_bytes`.
+    MaxBytes {
+        /// Bytes of the outbox.
+        used_bytes: u64,
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// A tenth of the file system.
+    Tenth {
+        /// Bytes of the outbox.
+        used_bytes: u64,
+        /// Size of the file system.
+        total_bytes: u64,
+    },
+    /// [`MAX_BATCHES`].
+    Batches,
+    /// `outbox.min_free` or `outbox.min_free_percent`.
+    FreeSpace {
+        /// Free bytes of the file system.
+        free_bytes: u64,
+        /// What has to stay free.
+        floor_bytes: u64,
+        /// That is so many per cent; none: it is `outbox.min_free`.
+        percent: Option<u64>,
+    },
+    /// What lies under `rejected/` is as large as the outbox may be.
+    Rejected {
+        /// Bytes under `rejected/`.
+        rejected_bytes: u64,
+        /// The size the outbox may reach.
+        capacity_bytes: u64,
+    },
+    /// The file system does not say how much is free.
+    Unknown,
+}
+
+impl Full {
+    /// The limit's name, the same while only figures change.
+    pub fn limit(&self) -> &'static str {
+        match self {
+            Self::MaxBytes { .. } => "outbox.max_bytes",
+            Self::Tenth { .. } => "a tenth of the file system",
+            Self::Batches => "batches in the outbox",
+            Self::FreeSpace { percent: Some(_), .. } => "outbox.min_free_percent",
+            Self::FreeSpace { percent: None, .. } => "outbox.min_free",
+            Self::Rejected { .. } => "bytes under rejected/",
+            Self::Unknown => "free space unknown",
+        }
+    }
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MaxBytes { used_bytes, max_bytes } => write!(
+                f,
+                "the outbox has {used_bytes} bytes, outbox.max_bytes is {max_bytes}: check that aggregators answer, or raise \
+                 outbox.max_bytes"
+            ),
+            Self::Tenth { used_bytes, total_bytes } => write!(
+                f,
+                "the outbox has {used_bytes} bytes, a tenth of its file system of {total_bytes} bytes is the limit: check \
+                 that aggregators answer, or put state_dir on a larger file system (outbox.max_bytes is not what holds)"
+            ),
+            Self::Batches => write!(
+                f,
+                "the outbox keeps {MAX_BATCHES} batches, which is the limit: check that aggregators answer, or let \
+                 batches grow (batch.linger, batch.max_raw_bytes)"
+            ),
+            Self::FreeSpace { free_bytes, floor_bytes, percent } => {
+                write!(f, "the outbox's file system has {free_bytes} bytes free, {floor_bytes} have to stay free (")?;
+                match percent {
+                    Some(percent) => write!(f, "outbox.min_free_percent = {percent}")?,
+                    None => f.write_str("outbox.min_free")?,
+                }
+                f.write_str("): make room on it, or lower that limit")
+            }
+            Self::Rejected { rejected_bytes, capacity_bytes } => write!(
+                f,
+                "rejected/ holds {rejected_bytes} bytes, as much as the outbox may take ({capacity_bytes}): look why \
+                 aggregators answered wrong (the log says it), then move those files away"
+            ),
+            Self::Unknown => {
+                f.write_str("the outbox's file system does not say how much is free: see the log for its error")
+            }
+        }
+    }
 }
 
 impl Limits {
@@ -49,17 +140,25 @@ impl Limits {
     /// Is there room for `wanted` more bytes of data? While no batch is kept (`batches` is 0) there is, whatever the
     /// size allows: else one chunk larger than that would stop an agent for good.
     pub fn room(&self, fs: FileSystem, used_bytes: u64, batches: u64, wanted: u64) -> Room {
-        let floor = self.min_free_bytes.max(fs.total_bytes / 100 * self.min_free_percent);
-        if fs.free_bytes < floor.saturating_add(wanted) {
-            return Room::DiskLow;
+        let share = fs.total_bytes / 100 * self.min_free_percent;
+        let floor_bytes = self.min_free_bytes.max(share);
+        if fs.free_bytes < floor_bytes.saturating_add(wanted) {
+            let percent = (share > self.min_free_bytes).then_some(self.min_free_percent);
+            return Room::Full(Full::FreeSpace { free_bytes: fs.free_bytes, floor_bytes, percent });
         }
         if batches == 0 {
             return Room::Free;
         }
         let capacity = self.capacity(fs);
         let reserve = RESERVE_BYTES.min(capacity / 8);
-        if used_bytes.saturating_add(wanted) > capacity - reserve || batches >= MAX_BATCHES {
-            return Room::OutboxFull;
+        if batches >= MAX_BATCHES {
+            return Room::Full(Full::Batches);
+        }
+        if used_bytes.saturating_add(wanted) > capacity - reserve {
+            return Room::Full(match capacity < self.max_bytes {
+                true => Full::Tenth { used_bytes, total_bytes: fs.total_bytes },
+                false => Full::MaxBytes { used_bytes, max_bytes: self.max_bytes },
+            });
         }
         Room::Free
     }
@@ -99,12 +198,35 @@ mod tests {
         let big = FileSystem { total_bytes: 100_000 * MIB, free_bytes: 50_000 * MIB };
         assert_eq!(limits.room(big, 0, 1, MIB), Room::Free);
         assert_eq!(limits.room(big, 1022 * MIB, 1, MIB), Room::Free);
-        assert_eq!(limits.room(big, 1023 * MIB, 1, MIB), Room::OutboxFull);
-        assert_eq!(limits.room(big, 0, MAX_BATCHES, MIB), Room::OutboxFull);
+        let full = Full::MaxBytes { used_bytes: 1023 * MIB, max_bytes: 1024 * MIB };
+        assert_eq!(limits.room(big, 1023 * MIB, 1, MIB), Room::Full(full));
+        assert_eq!(limits.room(big, 0, MAX_BATCHES, MIB), Room::Full(Full::Batches));
         let small = FileSystem { total_bytes: 5_000 * MIB, free_bytes: 4_000 * MIB };
         assert_eq!(limits.capacity(small), 500 * MIB);
         let low = FileSystem { total_bytes: 100_000 * MIB, free_bytes: 9_999 * MIB };
-        assert_eq!(limits.room(low, 0, 0, MIB), Room::DiskLow);
+        let full = Full::FreeSpace { free_bytes: 9_999 * MIB, floor_bytes: 10_000 * MIB, percent: Some(10) };
+        assert_eq!(limits.room(low, 0, 0, MIB), Room::Full(full));
+    }
+
+    #[test]
+    fn the_limit_that_holds_is_named_with_its_figures() {
+        let limits = Limits { max_bytes: 1024 * MIB, min_free_bytes: 1024 * MIB, min_free_percent: 10 };
+        let text = |limits: Limits, fs, used| match limits.room(fs, used, 1, MIB) {
+            Room::Free => panic!("there is room"),
+            Room::Full(full) => (full.limit(), full.to_string()),
+        };
+        let small = FileSystem { total_bytes: 5_000 * MIB, free_bytes: 4_000 * MIB };
+        let (limit, said) = text(limits, small, 500 * MIB);
+        assert_eq!(limit, "a tenth of the file system");
+        assert!(said.contains(&(500 * MIB).to_string()) && said.contains("larger file system"), "{said}");
+        let (limit, said) = text(limits, FileSystem { free_bytes: 600 * MIB, ..small }, 0);
+        assert_eq!(limit, "outbox.min_free");
+        assert!(said.contains(&(600 * MIB).to_string()) && said.contains(&(1024 * MIB).to_string()), "{said}");
+        let percent = Limits { min_free_bytes: 0, ..limits };
+        assert_eq!(text(percent, FileSystem { free_bytes: 400 * MIB, ..small }, 0).0, "outbox.min_free_percent");
+        let (limit, said) = text(Limits { max_bytes: 4 * MIB, ..limits }, small, 4 * MIB);
+        assert_eq!(limit, "outbox.max_bytes");
+        assert!(said.contains("raise outbox.max_bytes"), "{said}");
     }
 
     #[test]
@@ -112,6 +234,6 @@ mod tests {
         let limits = Limits { max_bytes: 4 * MIB, min_free_bytes: 0, min_free_percent: 10 };
         let fs = FileSystem { total_bytes: 100_000 * MIB, free_bytes: 50_000 * MIB };
         assert_eq!(limits.room(fs, 0, 0, 8 * MIB), Room::Free);
-        assert_eq!(limits.room(fs, 0, 1, 8 * MIB), Room::OutboxFull);
+        assert!(matches!(limits.room(fs, 0, 1, 8 * MIB), Room::Full(Full::MaxBytes { .. })));
     }
 }

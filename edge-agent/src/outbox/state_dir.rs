@@ -3,9 +3,11 @@
 //! Invariants: one process per directory; a directory belongs to one agent name; a directory whose outbox has another
 //! inode or birth time than recorded was restored or copied, and the next open says so. Mode 0700, files 0600.
 
+mod directory;
+
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -35,6 +37,17 @@ pub enum StateDirError {
         found: String,
         /// The configured name.
         wanted: String,
+    },
+    /// It exists, with files of somebody else.
+    #[error(
+        "{path} is not empty and no agent's state directory (it holds {found:?}): set `state_dir` to a directory of the \
+         agent's own; nothing in this one was changed"
+    )]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Something that no agent made.
+        found: String,
     },
     /// A newer release wrote it.
     #[error("{path} has format {found}, this release reads up to {FORMAT}: start the newer release again")]
@@ -87,8 +100,7 @@ impl StateDir {
             let path = path.to_owned();
             move |error| StateDirError::Io { path, error }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io(path))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io(path))?;
+        directory::take(path)?;
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
         let lock = lock.map_err(io(&lock_path))?;
@@ -209,6 +221,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn name(text: &str) -> AgentName {

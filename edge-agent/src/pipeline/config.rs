@@ -5,7 +5,7 @@ use common::event_time::{EventTime, TimeFormat};
 use serde::{Deserialize, Serialize};
 
 pub use crate::intercept::mask::{MaskConfig, MaskMode};
-use crate::intercept::{InterceptorConfig, check_dataset};
+use crate::intercept::{InterceptorConfig, check_dataset, check_headers};
 
 /// What is made of the lines of one source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,7 @@ impl Validate for PipelineConfig {
         for (index, interceptor) in self.interceptors.iter().enumerate() {
             problems.within(format!("interceptors[{index}]"), |problems| interceptor.validate(problems));
         }
+        check_headers(&self.interceptors, problems);
     }
 }
 

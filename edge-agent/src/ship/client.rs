@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use proto::ids::{AgentName, Origin};
 use proto::intervals::IntervalSet;
 use proto::wire::ingest_client::IngestClient;
-use proto::wire::{AppendRequest, AppendResponse, ProgressRequest, ProgressResponse};
+use proto::wire::{
+    AppendRequest, AppendResponse, IntervalSet as IntervalSetMessage, ProgressRequest, ProgressResponse,
+};
 use proto::{AGENT_HEADER, MAX_MESSAGE_BYTES, PAYLOAD_BYTES_HEADER};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -88,8 +90,14 @@ impl Client {
         Ok(Self { node: node.clone(), agent: agent.clone(), ingest })
     }
 
-    /// Reads one batch from the outbox and sends it.
-    pub async fn send(mut self, take: Take, reader: BatchReader, declarations_version: u64) -> Sent {
+    /// Reads one batch from the outbox and sends it, with the seqs of its origin that are known to be quarantined.
+    pub async fn send(
+        mut self,
+        take: Take,
+        reader: BatchReader,
+        declarations_version: u64,
+        quarantined_known: Option<IntervalSetMessage>,
+    ) -> Sent {
         let (place, node) = (take.stored.place, self.node.clone());
         let read = tokio::task::spawn_blocking(move || reader.read(place)).await;
         let started = Instant::now();
@@ -100,6 +108,7 @@ impl Client {
                     header: batch.header,
                     payload: batch.payload,
                     declarations_version,
+                    quarantined_known,
                 };
                 self.append(request).await
             }
@@ -118,13 +127,19 @@ impl Client {
         answer.map(tonic::Response::into_inner).map_err(|status| SendError::Transport(describe(&status)))
     }
 
-    /// Asks for status, and for what is known of an origin.
-    pub async fn ask(mut self, origin: Option<Origin>, declarations_version: u64) -> Asked {
+    /// Asks for status, and for what is known of an origin beside the seqs already known to be quarantined.
+    pub async fn ask(
+        mut self,
+        origin: Option<Origin>,
+        declarations_version: u64,
+        quarantined_known: Option<IntervalSetMessage>,
+    ) -> Asked {
         let started = Instant::now();
         let mut request = tonic::Request::new(ProgressRequest {
             agent: self.agent.to_string(),
             origin: origin.map(Origin::to_bytes).unwrap_or_default(),
             declarations_version,
+            quarantined_known,
         });
         self.name(request.metadata_mut());
         let answer = self.ingest.progress(request).await;

@@ -231,6 +231,23 @@ impl Queue {
         }
     }
 
+    /// Data batches among `seqs` that another node than `by` has stored, with that node.
+    pub fn held_elsewhere(&self, origin: Origin, seqs: &IntervalSet, by: &Node) -> Vec<(Node, u64)> {
+        let Some(Key { ordinal, .. }) = self.key(origin, 0) else { return Vec::new() };
+        let mut held = Vec::new();
+        for (start, end) in seqs.iter() {
+            for (key, tracked) in self.batches.range(Key { ordinal, seq: start }..Key { ordinal, seq: end }) {
+                if let State::Durable(node, _) = &tracked.state
+                    && node != by
+                    && tracked.stored.place.kind == Kind::Data
+                {
+                    held.push((node.clone(), key.seq));
+                }
+            }
+        }
+        held
+    }
+
     /// Whom to ask about which origin: the nodes that hold durable batches, oldest first, `most` at most.
     pub fn questions(&self, most: usize) -> Vec<(Node, Origin)> {
         let mut questions: Vec<(Node, Origin)> = Vec::new();
@@ -283,6 +300,17 @@ impl Queue {
             }
         }
         stored
+    }
+
+    /// Which nodes hold which batches, as far as is known.
+    pub fn stored_at(&self) -> Vec<(Node, Origin, IntervalSet)> {
+        let mut at: BTreeMap<(Node, u32), IntervalSet> = BTreeMap::new();
+        for (key, tracked) in &self.batches {
+            if let State::Durable(node, _) = &tracked.state {
+                at.entry((node.clone(), key.ordinal)).or_default().insert(key.seq);
+            }
+        }
+        at.into_iter().map(|((node, ordinal), seqs)| (node, self.origins[ordinal as usize], seqs)).collect()
     }
 
     /// When a waiting batch becomes ready.
@@ -461,6 +489,20 @@ mod tests {
         assert!(queue.held(&"b".into(), origin(1), later, &set([])).is_empty(), "another node's answer says nothing");
         assert_eq!(queue.give_up(&"a".into()).len(), 2);
         assert_eq!(queue.undelivered(), 3);
+    }
+
+    #[test]
+    fn who_else_had_a_batch_that_is_covered() {
+        let now = Instant::now();
+        let mut queue = filled(true, 4);
+        let takes: Vec<_> = std::iter::from_fn(|| queue.take(now, 1 << 20)).collect();
+        for (take, node) in takes.iter().zip(["a", "a", "b"]) {
+            queue.stored_by(take, node.into(), now);
+        }
+        // 0 is an open, 3 is in flight.
+        assert_eq!(queue.held_elsewhere(origin(1), &set([0, 1, 2, 3]), &"b".into()), [(Node::from("a"), 1)]);
+        assert_eq!(queue.held_elsewhere(origin(1), &set([0, 1]), &"a".into()), []);
+        assert_eq!(queue.held_elsewhere(origin(2), &set([1]), &"b".into()), []);
     }
 
     #[test]

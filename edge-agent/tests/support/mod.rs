@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 /// What the next appends are answered, before the default (`durable`).
 #[derive(Debug, Clone)]
+#[allow(dead_code, reason = "each test file scripts a part of it")]
 pub enum Script {
     Busy(u64),
     Retry,
@@ -48,6 +49,10 @@ pub struct State {
     pub version: u64,
     pub roll_age_ms: u64,
     pub questions: u32,
+    /// Refused for good; told in every answer about their origin but to whom knows them.
+    pub quarantined: BTreeMap<(Origin, u64), String>,
+    /// Times one of those was told.
+    pub told_quarantined: u32,
     /// Requests whose metadata did not give their length.
     pub lengths_wrong: u32,
 }
@@ -62,6 +67,21 @@ impl State {
             declarations_version: self.version,
             declarations: if version == self.version { Vec::new() } else { self.declarations.clone() },
         }
+    }
+
+    fn quarantined(&mut self, origin: Origin, known: Option<&wire::IntervalSet>) -> Vec<wire::QuarantinedBatch> {
+        let known = known.map(|set| IntervalSet::try_from(set).unwrap()).unwrap_or_default();
+        let of_origin = self.quarantined.range((origin, 0)..=(origin, u64::MAX));
+        let told: Vec<_> = of_origin
+            .filter(|((_, seq), _)| !known.contains(*seq))
+            .map(|((_, seq), reason)| wire::QuarantinedBatch {
+                seq: *seq,
+                dataset: "clickstream".into(),
+                reason: reason.clone(),
+            })
+            .collect();
+        self.told_quarantined += told.len() as u32;
+        told
     }
 
     pub fn commit_all(&mut self) {
@@ -212,7 +232,8 @@ impl Ingest for Service {
         }
         let committed = state.committed.get(&header.origin).map(Into::into);
         let status = Some(state.status(request.declarations_version));
-        Ok(Response::new(wire::AppendResponse { answer: Some(answer), status, committed }))
+        let quarantined = state.quarantined(header.origin, request.quarantined_known.as_ref());
+        Ok(Response::new(wire::AppendResponse { answer: Some(answer), status, committed, quarantined }))
     }
 
     async fn progress(
@@ -237,6 +258,7 @@ impl Ingest for Service {
             status,
             committed: Some((&committed).into()),
             held: Some((&held).into()),
+            quarantined: state.quarantined(origin, request.quarantined_known.as_ref()),
         }))
     }
 }
