@@ -2,9 +2,11 @@
 //! admin endpoint.
 
 mod begin;
+mod copied;
 pub mod declarations;
 mod drain;
 mod full;
+mod marks;
 pub mod metrics;
 pub mod owner;
 pub mod source;
@@ -19,6 +21,7 @@ use common::supervise::Shutdown;
 use common::telemetry::Telemetry;
 use proto::ids::AgentName;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use self::owner::{End, Owner, OwnerOptions, Parts};
 use self::source::{Batching, Source};
@@ -39,8 +42,6 @@ pub struct Tuning {
     pub contact_timeout: Duration,
     /// Between questions about commits while a gate or `--once` waits.
     pub hurry: Duration,
-    /// Between marks.
-    pub mark_interval: Duration,
     /// Bytes of an outbox segment.
     pub segment_bytes: u64,
 }
@@ -50,7 +51,6 @@ impl Default for Tuning {
         Self {
             contact_timeout: Duration::from_secs(60),
             hurry: Duration::from_secs(1),
-            mark_interval: Duration::from_secs(300),
             segment_bytes: 16 * 1024 * 1024,
         }
     }
@@ -65,7 +65,8 @@ pub async fn run(config: AgentConfig, once: bool, tuning: Tuning, shutdown: Shut
     let health = Health::new();
     let telemetry = Telemetry::new("edge-agent")?;
     metrics::register(&telemetry.meter(), &gauges);
-    let routes = metrics::routes(name.as_str(), &gauges);
+    let leave = CancellationToken::new();
+    let routes = metrics::routes(name.as_str(), &gauges, leave.clone());
     let (bound, admin) = admin::serve(config.admin_listen(), telemetry, health.clone(), routes)?;
     tracing::info!(agent = %name, admin = %bound, once, "agent starts");
 
@@ -87,7 +88,7 @@ pub async fn run(config: AgentConfig, once: bool, tuning: Tuning, shutdown: Shut
     let ship = tokio::spawn(ship.run());
     let keep_peers = tokio::spawn(keep_peers);
     let admin = tokio::spawn(admin);
-    let end = supervise(done, to_owner, &shutdown, ship, admin).await;
+    let end = supervise(done, to_owner, Stops { shutdown: &shutdown, leave }, ship, admin).await;
     keep_peers.abort();
     if end.as_ref().is_err_and(|error| error.is::<Stuck>()) {
         return end;
@@ -119,9 +120,17 @@ fn start_owner(parts: Parts) -> Result<(Done, std::thread::JoinHandle<()>)> {
     Ok((done, thread))
 }
 
+/// What tells a run to end.
+struct Stops<'a> {
+    shutdown: &'a Shutdown,
+    /// Somebody asked the admin endpoint.
+    leave: CancellationToken,
+}
+
 enum Event {
     Done(Result<End>),
     Stop,
+    Leave,
     Now,
     Stuck,
     Ship,
@@ -132,11 +141,11 @@ enum Event {
 async fn supervise(
     mut done: Done,
     to_owner: Sender<FromShip>,
-    shutdown: &Shutdown,
+    Stops { shutdown, leave }: Stops<'_>,
     mut ship: tokio::task::JoinHandle<()>,
     mut admin: tokio::task::JoinHandle<std::result::Result<(), admin::AdminError>>,
 ) -> Result<End> {
-    let mut told = false;
+    let (mut told, mut leaving) = (false, false);
     let deadline = async {
         shutdown.draining().await;
         tokio::time::sleep(shutdown.deadline() + GRACE).await;
@@ -151,6 +160,7 @@ async fn supervise(
             () = shutdown.now() => Event::Now,
             () = &mut deadline => Event::Stuck,
             () = shutdown.draining(), if !told => Event::Stop,
+            () = leave.cancelled(), if !leaving => Event::Leave,
             _ = &mut ship => Event::Ship,
             ended = &mut admin => Event::Admin(match ended {
                 Ok(Err(error)) => error.to_string(),
@@ -167,6 +177,10 @@ async fn supervise(
                 told = true;
                 // An owner that is gone has sent its result.
                 let _ = to_owner.send(FromShip::Stop);
+            }
+            Event::Leave => {
+                leaving = true;
+                let _ = to_owner.send(FromShip::Leave);
             }
             Event::Stuck => return Err(Stuck.into()),
             Event::Now => {
@@ -283,7 +297,7 @@ fn owner_options(config: &AgentConfig, once: bool, tuning: &Tuning) -> OwnerOpti
         drain_deadline: config.drain_deadline.get(),
         until_committed: config.ack == Ack::Committed,
         contact_timeout: tuning.contact_timeout,
-        mark_interval: tuning.mark_interval,
+        mark_interval: config.mark_every.get(),
         idle: poll.unwrap_or(Duration::from_millis(250)),
     }
 }

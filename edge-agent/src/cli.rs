@@ -1,6 +1,12 @@
-//! The command line: `run` (the default), `check`, `mask --show`, `outbox adopt`, and `--dump-config`.
+//! The command line: `run` (the default), `status`, `leave`, `check`, `mask --show`, `outbox show | check | export | adopt`,
+//! and `--dump-config`.
 
+pub mod admin_client;
 mod check;
+mod export;
+pub mod leave;
+pub mod outbox;
+pub mod status;
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -11,11 +17,12 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use common::supervise::Shutdown;
 
+use self::leave::Way;
+use self::outbox::OutboxCommand;
 use crate::agent::owner::End;
 use crate::agent::{self, Tuning};
 use crate::config::AgentConfig;
 use crate::intercept::mask::{self, MaskConfig, Masker};
-use crate::outbox::state_dir::StateDir;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -47,8 +54,15 @@ struct Common {
 enum Command {
     /// Run the agent (the default).
     Run,
-    /// Send what is left, read to the end, and say that this agent does not come back: `run --once` under its other name.
+    /// This agent does not come back: read to the end, send everything, say *left*. Asks the running agent; without one
+    /// this command does it.
     Leave,
+    /// What the running agent says, and what lies in its state directory.
+    Status {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// List every matched file with the event time of its first line, and every problem.
     Check,
     /// Show what masking would change.
@@ -62,12 +76,6 @@ enum Command {
         #[command(subcommand)]
         command: OutboxCommand,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum OutboxCommand {
-    /// Declare that the state directory was moved, not copied: the agent that wrote it will never start again.
-    Adopt,
 }
 
 /// Runs the command line of this process.
@@ -93,13 +101,13 @@ fn execute(cli: &Cli) -> Result<ExitCode> {
     }
     match &cli.command {
         None | Some(Command::Run) => run(config, cli.common.once),
-        Some(Command::Leave) => run(config, true),
+        Some(Command::Leave) => match leave::ask_running(&config)? {
+            Way::Here => run(config, true),
+            Way::Asked => leave::wait(&config, &mut std::io::stdout().lock()),
+        },
+        Some(Command::Status { json }) => status::run(&config, *json, &mut std::io::stdout().lock()),
         Some(Command::Check) => check::run(&config, &mut std::io::stdout().lock()),
-        Some(Command::Outbox { command: OutboxCommand::Adopt }) => {
-            let mut dir = StateDir::open(&config.state_dir, &config.agent_name()?)?;
-            dir.adopt()?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Some(Command::Outbox { command }) => outbox::run(&config, command, &mut std::io::stdout().lock()),
         Some(Command::Mask { .. }) => Ok(ExitCode::SUCCESS),
     }
 }

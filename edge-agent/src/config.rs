@@ -45,6 +45,8 @@ pub struct AgentConfig {
     /// A stop means that this agent does not come back (scale-in): partial lines are emitted and the seal does not
     /// wait for it.
     pub leave_on_stop: bool,
+    /// Between marks, also while nothing is written: how far the seal of a day can lag behind this agent.
+    pub mark_every: Span,
     /// Where batches go.
     pub aggregators: AggregatorsConfig,
     /// The outbox.
@@ -67,6 +69,7 @@ impl Default for AgentConfig {
             ack: Ack::Committed,
             drain_deadline: Span::secs(30),
             leave_on_stop: false,
+            mark_every: Span::secs(300),
             aggregators: AggregatorsConfig::default(),
             outbox: OutboxConfig::default(),
             batch: BatchConfig::default(),
@@ -162,6 +165,9 @@ impl Validate for AgentConfig {
         if self.state_dir.as_os_str().is_empty() || self.state_dir.is_relative() {
             problems.add("state_dir", "must be an absolute path");
         }
+        if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&self.mark_every.get()) {
+            problems.add("mark_every", "must be between 1s and 1h: days are sealed by marks");
+        }
         problems.within("aggregators", |problems| {
             self.aggregators.source().validate(problems);
             if self.aggregators.timeout.get() < Duration::from_millis(100) {
@@ -254,12 +260,19 @@ mod tests {
 
     #[test]
     fn every_problem_is_listed_at_once() {
-        let text = "state_dir = \"relative\"\nwhat = 1\nack = \"sometimes\"\n[batch]\nlinger = \"0s\"\n\
+        let text = "state_dir = \"relative\"\nmark_every = \"0s\"\nwhat = 1\nack = \"sometimes\"\n[batch]\nlinger = \"0s\"\n\
                     [aggregators]\n[[sources]]\nname = \"a\"\ntype = \"tail\"\npathz = [\"/x\"]\ndataset = \"D!\"\n";
         let error = common::config::parse::<AgentConfig>(text).unwrap_err().to_string();
-        for part in
-            ["state_dir", "what", "ack", "batch.linger", "aggregators.peers", "sources[0].pathz", "sources[0].dataset"]
-        {
+        for part in [
+            "state_dir",
+            "mark_every",
+            "what",
+            "ack",
+            "batch.linger",
+            "aggregators.peers",
+            "sources[0].pathz",
+            "sources[0].dataset",
+        ] {
             assert!(error.contains(part), "{part} is missing in: {error}");
         }
     }

@@ -18,7 +18,7 @@ use proto::ids::{DatasetName, Partition};
 use proto::wire;
 
 pub use self::audit::AuditDelta;
-pub(crate) use self::audit::{Fate, Tally};
+pub(crate) use self::audit::{Fate, Hours, Tally};
 pub(crate) use self::dead_letters::{Letter, Reason, without_incomplete_end};
 pub use self::declarations::{Declarations, Undeclared};
 
@@ -67,6 +67,7 @@ struct Slot {
     events: u64,
     min_us: i64,
     max_us: i64,
+    hours: Hours,
 }
 
 #[derive(Debug)]
@@ -170,7 +171,8 @@ impl Cutter {
         slot.events += 1;
         slot.min_us = slot.min_us.min(time_us);
         slot.max_us = slot.max_us.max(time_us);
-        self.tally.count(dataset, Some(time_us.div_euclid(HOUR_US)), Fate::Published);
+        let hour = slot.hours.count(Some(time_us.div_euclid(HOUR_US)));
+        self.tally.count(dataset, hour, Fate::Published);
     }
 
     /// Adds a dead letter, a JSON line; `time_us` only says under which hour it is counted.
@@ -190,7 +192,8 @@ impl Cutter {
         slot.raw.extend_from_slice(line);
         slot.events += 1;
         (slot.min_us, slot.max_us) = (now_us, now_us);
-        self.tally.count(dataset, time_us.map(|us| us.div_euclid(HOUR_US)), Fate::DeadLettered);
+        let hour = slot.hours.count(time_us.map(|us| us.div_euclid(HOUR_US)));
+        self.tally.count(dataset, hour, Fate::DeadLettered);
         Ok(())
     }
 
@@ -211,7 +214,8 @@ impl Cutter {
                     // Dead letters of short lines are many times their size: held compressed, not as they are.
                     full.into_iter().for_each(|at| self.seal(at));
                     let raw = self.free.pop().unwrap_or_default();
-                    self.slots.push(Slot { key, raw, sealed: None, events: 0, min_us: i64::MAX, max_us: i64::MIN });
+                    let (min_us, max_us, hours) = (i64::MAX, i64::MIN, Hours::default());
+                    self.slots.push(Slot { key, raw, sealed: None, events: 0, min_us, max_us, hours });
                     self.open.insert(key, self.slots.len() - 1);
                     self.slots.len() - 1
                 }
@@ -273,6 +277,7 @@ impl Cutter {
             zone: if dead_letters { "UTC".to_owned() } else { zone.name().to_owned() },
             source: self.source.to_string(),
             headers: headers(slot.key.headers),
+            hours: slot.hours.into_counts(dead_letters),
         };
         Some(CutBatch { data, payload })
     }

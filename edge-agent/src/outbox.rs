@@ -9,10 +9,12 @@
 
 pub mod entry;
 pub mod index;
+pub mod look;
 pub mod read;
 pub mod rejected;
 pub mod room;
 pub mod state_dir;
+pub mod view;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ use proto::wire;
 
 use self::entry::{Entry, EntryBatch, FORMAT, Footer, Position};
 use self::index::{Ended, Index, Kind, Place};
+use crate::run::audit;
 
 /// Why the outbox cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -304,15 +307,13 @@ impl Outbox {
                 partition: data.and_then(|d| d.partition),
                 events: data.map_or(0, |d| d.events),
                 raw_bytes: data.map_or(0, |d| d.raw_bytes),
+                hours: data.map(audit::hours_of).unwrap_or_default(),
+                dead_letters: data.is_some_and(|d| d.dead_letters),
             }),
         };
-        let audit = data.map(|data| wire::AuditCount {
-            dataset: data.dataset.clone(),
-            voided: data.events,
-            ..Default::default()
-        });
+        let audit = data.map(audit::voided).unwrap_or_default();
         let header = Header::encode(origin, seq, kind)?;
-        self.put(Entry { batches: vec![bare(header)], audit: audit.into_iter().collect(), ..Default::default() }, &[])
+        self.put(Entry { batches: vec![bare(header)], audit, ..Default::default() }, &[])
     }
 
     fn next_seq(&self, origin: Origin) -> u64 {

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod clock;
+pub mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -66,12 +67,13 @@ pub struct Run {
     due: Instant,
     /// T of the mark that waits for cuts.
     noted: Option<i64>,
+    may_mark: bool,
 }
 
 impl Run {
     /// A run whose open was appended at `now`.
     pub fn new(origin: Origin, alone: bool, interval: Duration, now: Instant) -> Self {
-        Self { origin, gate: alone.then(|| now + GATE), interval, due: now + interval, noted: None }
+        Self { origin, gate: alone.then(|| now + GATE), interval, due: now + interval, noted: None, may_mark: true }
     }
 
     /// The run's origin.
@@ -94,9 +96,20 @@ impl Run {
         self.gate.take_if(|until| now >= *until).is_some()
     }
 
-    /// Is a mark to be begun? `aggregator_ms` is T, read now, before any listing; without it there is no mark.
-    pub fn mark_due(&self, now: Instant, aggregator_ms: Option<i64>) -> Option<i64> {
-        if self.noted.is_none() && now >= self.due { aggregator_ms } else { None }
+    /// Is a mark to be begun: T read, then everything listed?
+    pub fn mark_due(&self, now: Instant) -> bool {
+        self.may_mark && self.noted.is_none() && now >= self.due
+    }
+
+    /// May this run still say what is complete?
+    pub fn may_mark(&self) -> bool {
+        self.may_mark
+    }
+
+    /// No mark, and no *left*, from now on: this run cannot say what is complete.
+    pub fn stop_marks(&mut self) {
+        self.may_mark = false;
+        self.noted = None;
     }
 
     /// All files were listed after T was read.
@@ -179,15 +192,17 @@ mod tests {
     fn a_mark_keeps_the_time_read_before_the_listing() {
         let (now, step) = (Instant::now(), Duration::from_secs(300));
         let mut run = Run::new(origin(1), false, step, now);
-        assert_eq!(run.mark_due(now, Some(1)), None);
-        assert_eq!(run.mark_due(now + step, None), None, "no aggregator time, no mark");
-        assert_eq!(run.mark_due(now + step, Some(10)), Some(10));
+        assert!(!run.mark_due(now));
+        assert!(run.mark_due(now + step));
         run.noted(10);
-        assert_eq!(run.mark_due(now + step * 5, Some(99)), None, "one at a time");
+        assert!(!run.mark_due(now + step * 5), "one at a time");
         assert_eq!(run.waiting_mark(), Some(10));
         run.marked(now + step * 2);
-        assert_eq!(run.mark_due(now + step * 2, Some(20)), None);
+        assert!(!run.mark_due(now + step * 2));
         run.note_failed(now + step * 3);
-        assert_eq!(run.mark_due(now + step * 3 + MARK_RETRY, Some(30)), Some(30));
+        assert!(run.mark_due(now + step * 3 + MARK_RETRY));
+        run.noted(30);
+        run.stop_marks();
+        assert!(run.waiting_mark().is_none() && !run.mark_due(now + step * 9), "a copy says nothing is complete");
     }
 }

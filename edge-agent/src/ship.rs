@@ -52,6 +52,9 @@ const STATUS_EVERY: Duration = Duration::from_secs(30);
 /// The same while something waits for news.
 const STATUS_HURRY: Duration = Duration::from_secs(2);
 
+/// Between two reports of which aggregator holds what.
+const STORED_EVERY: Duration = Duration::from_secs(2);
+
 /// How to ship.
 #[derive(Debug, Clone)]
 pub struct ShipOptions {
@@ -94,6 +97,7 @@ pub struct Ship {
     roll_age: Duration,
     next_ask: Instant,
     next_status: Instant,
+    next_stored: Instant,
     /// Nodes that hold batches of ours and do not answer, since when.
     silent: HashMap<Node, Instant>,
     contact: Contact,
@@ -142,6 +146,7 @@ impl Ship {
             roll_age: DEFAULT_ROLL_AGE,
             next_ask: now + DEFAULT_ROLL_AGE,
             next_status: now,
+            next_stored: now,
             silent: HashMap::new(),
         }
     }
@@ -180,7 +185,7 @@ impl Ship {
 
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
-        let mut wake = self.next_ask.min(self.next_status);
+        let mut wake = self.next_ask.min(self.next_status).min(self.next_stored);
         wake = self.queue.next_due().map_or(wake, |at| wake.min(at));
         if self.queue.has_ready() {
             wake = self.balance.next_available(now).map_or(wake, |at| wake.min(at));
@@ -398,6 +403,7 @@ impl Ship {
             for (node, origin) in questions {
                 self.ask(&node, Some(origin));
             }
+            self.ask_about_previous();
         }
         if now >= self.next_status {
             let soon = self.contact.is_asking() || self.hurry_status || self.declarations_version == 0;
@@ -410,6 +416,18 @@ impl Ship {
             } else if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
                 self.ask(node, None);
             }
+        }
+    }
+
+    /// Has anybody gone on with the origin before this run's? Then this state directory is a copy. Nothing of it may be
+    /// left to ask about otherwise.
+    fn ask_about_previous(&mut self) {
+        let nodes: Vec<Node> = self.balance.nodes().cloned().collect();
+        let Some(previous) = self.options.origins.first().copied().filter(|_| !self.contact.is_asking()) else {
+            return;
+        };
+        if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
+            self.ask(node, Some(previous));
         }
     }
 
@@ -433,6 +451,9 @@ impl Ship {
                 let (committed, held) = (intervals(answer.committed.as_ref()), intervals(answer.held.as_ref()));
                 self.status(answer.status, now);
                 if let Some(origin) = origin {
+                    if let Some((_, end)) = held.iter().last() {
+                        self.tell(FromShip::Known { origin, end });
+                    }
                     self.quarantined(&node, origin, answer.quarantined);
                     self.quarantined.asked(&node, origin, Some(&held));
                     self.committed(&node, origin, answer.committed.as_ref());
@@ -469,11 +490,21 @@ impl Ship {
         }
     }
 
+    /// For `outbox show`; now and then only, as it looks at every batch.
+    fn report_stored(&mut self) {
+        let now = Instant::now();
+        if now >= self.next_stored {
+            self.next_stored = now + STORED_EVERY;
+            self.gauges.set_stored_at(self.queue.stored_at());
+        }
+    }
+
     fn report(&mut self) {
         self.gauges.unacked_batches.set(self.queue.unacked());
         self.gauges.undelivered_batches.set(self.queue.undelivered());
         self.gauges.in_flight_bytes.set(self.queue.in_flight_bytes());
         self.gauges.ejections.set(self.balance.ejections());
+        self.report_stored();
         let done = match self.drain {
             Some(DrainUntil::Delivered) => self.queue.undelivered() == 0,
             Some(DrainUntil::Acked) => self.queue.unacked() == 0,

@@ -2,9 +2,11 @@
 //! metrics and `/status`.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use proto::ids::Origin;
+use proto::intervals::IntervalSet;
 use serde::Serialize;
 
 /// One number.
@@ -61,6 +63,19 @@ pub struct QuarantinedBatch {
 /// Quarantined batches that `/status` shows.
 const QUARANTINED_SHOWN: usize = 16;
 
+/// Batches that one aggregator holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoredAt {
+    /// The aggregator.
+    pub node: String,
+    /// Their origin.
+    pub origin: String,
+    /// How many.
+    pub batches: u64,
+    /// Their seqs, ends exclusive; the first 200 spans.
+    pub seqs: Vec<[u64; 2]>,
+}
+
 /// All numbers, and what is wrong.
 #[derive(Debug, Default)]
 pub struct Gauges {
@@ -98,6 +113,10 @@ pub struct Gauges {
     pub rejected_bytes: Number,
     /// Marks appended.
     pub marks: Number,
+    /// T of the last mark, milliseconds since the epoch; 0: none of this run.
+    pub last_mark_unix_ms: Number,
+    /// 1: this state directory was found to be restored or copied, and no mark counts.
+    pub restored_or_copied: Number,
     /// Bytes in files that were not read yet.
     pub unread_bytes: Number,
     /// Bytes of deleted files that are held open.
@@ -117,6 +136,7 @@ pub struct Gauges {
     /// Batches of this agent that collectors refused for good, as far as it was told.
     pub quarantined_batches: Number,
     quarantined: Mutex<VecDeque<QuarantinedBatch>>,
+    stored_at: Mutex<Vec<StoredAt>>,
     words: Mutex<BTreeMap<&'static str, String>>,
     problems: Mutex<Vec<String>>,
 }
@@ -148,6 +168,23 @@ impl Gauges {
     /// The newest of those, oldest first.
     pub fn quarantined(&self) -> Vec<QuarantinedBatch> {
         self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Which aggregator holds what, as of now.
+    pub fn set_stored_at(&self, stored: Vec<(Arc<str>, Origin, IntervalSet)>) {
+        let entry = |(node, origin, seqs): (Arc<str>, Origin, IntervalSet)| StoredAt {
+            node: node.to_string(),
+            origin: origin.to_string(),
+            batches: seqs.count(),
+            seqs: seqs.iter().take(200).map(|(from, to)| [from, to]).collect(),
+        };
+        let stored = stored.into_iter().map(entry).collect();
+        *self.stored_at.lock().unwrap_or_else(PoisonError::into_inner) = stored;
+    }
+
+    /// Which aggregator holds what, as of the last seconds.
+    pub fn stored_at(&self) -> Vec<StoredAt> {
+        self.stored_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What keeps files from being read, one text each.

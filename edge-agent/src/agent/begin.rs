@@ -12,6 +12,7 @@ use proto::wire;
 
 use super::owner::{Owner, OwnerError};
 use crate::outbox::{Stored, rejected};
+use crate::run::watch::Watch;
 use crate::run::{Run, mint_time, plan_open};
 use crate::ship::messages::{FromShip, ToShip};
 
@@ -31,10 +32,7 @@ impl Owner {
         let more_known = self.contact.zip(newest).is_some_and(|(known_end, (_, end, _))| known_end > end);
         let restored = self.state_dir.is_restored() || more_known;
         if restored {
-            tracing::warn!(
-                "this state directory was restored or copied: no mark counts until the origin before is abandoned \
-                 (if it was only moved, `outbox adopt` before the next start)"
-            );
+            self.say_restored(newest.map(|(origin, _, _)| origin));
         }
         if self.contact.is_none() {
             tracing::warn!("no aggregator answered, the origin is minted by this host's clock");
@@ -57,13 +55,21 @@ impl Owner {
         self.send(old);
         self.send(stored);
         self.run = Some(Run::new(origin, plan.alone, self.options.mark_interval, now));
+        self.watch = Some(Watch::new(origin, self.outbox.index().named_ends()));
+        self.before = newest.map(|(origin, _, _)| origin);
         self.health.set_ready(true, "");
         Ok(())
     }
 
     pub(super) fn message(&mut self, message: FromShip) -> Result<(), OwnerError> {
         match message {
-            FromShip::Contact { known_end } => self.contact = Some(known_end),
+            FromShip::Contact { known_end } => {
+                self.contact = Some(known_end);
+                // The first answer may come after the run was begun without one.
+                if let Some(origin) = self.before {
+                    self.known(origin, known_end)?;
+                }
+            }
             FromShip::Status { status, received } => {
                 self.clock.answered(status.time_unix_ms, received);
                 self.last_answer = received;
@@ -84,7 +90,8 @@ impl Owner {
             FromShip::SentAgain { batches, .. } => {
                 batches.iter().for_each(|stored| self.outbox.set_durable(stored.origin, stored.seq, false));
             }
-            FromShip::Committed { origin, seqs } => self.committed(origin, &seqs),
+            FromShip::Committed { origin, seqs } => self.committed(origin, &seqs)?,
+            FromShip::Known { origin, end } => self.known(origin, end)?,
             FromShip::Wrong { stored, detail } => self.wrong(stored, &detail)?,
             FromShip::Damaged { stored, detail } => self.damaged(stored, &detail)?,
             FromShip::Refused { detail } => {
@@ -95,25 +102,19 @@ impl Owner {
                 self.gauges.say("refused", Some(detail));
             }
             FromShip::Drained => self.drain.drained(),
+            FromShip::Leave => self.leave(),
             FromShip::Stop => self.drain.stop(Instant::now(), self.options.drain_deadline),
         }
         Ok(())
     }
 
-    fn committed(&mut self, origin: Origin, seqs: &IntervalSet) {
-        let end = seqs.iter().last().map_or(0, |(_, end)| end);
-        if self.outbox.index().row(origin).is_some_and(|row| end > row.next) {
-            tracing::error!(
-                origin = %origin,
-                "aggregators know more of this origin than its outbox: another agent runs under this name, or the state \
-                 directory was restored"
-            );
-            self.gauges.say("contradicted", Some(origin.to_string()));
-        }
+    fn committed(&mut self, origin: Origin, seqs: &IntervalSet) -> Result<(), OwnerError> {
+        self.known(origin, seqs.iter().last().map_or(0, |(_, end)| end))?;
         self.released |= self.outbox.committed(origin, seqs) > 0;
         if self.run.as_mut().is_some_and(|run| run.committed(origin, seqs.contains(0))) {
             self.tell(ToShip::OpenGate);
         }
+        Ok(())
     }
 
     fn wrong(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {

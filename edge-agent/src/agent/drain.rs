@@ -5,7 +5,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::marks::{all_stored, note_all};
 use super::owner::{End, Owner, OwnerError};
+use super::source::Source;
+use crate::run::Run;
 use crate::ship::messages::{DrainUntil, ToShip};
 
 /// Part of the drain deadline in which files are still read for the last mark.
@@ -55,6 +58,11 @@ impl Drain {
         self.deadline.get_or_insert(now + deadline);
     }
 
+    /// The agent is to read to the end, send everything and leave, without a deadline.
+    pub fn leave(&mut self) {
+        self.once = true;
+    }
+
     /// Told to stop?
     pub fn is_stopping(&self) -> bool {
         self.deadline.is_some() || self.abandoned
@@ -87,6 +95,17 @@ impl Drain {
 }
 
 impl Owner {
+    /// Asked to leave: from now on this is a run with `--once`. Too late for an agent that is stopping already.
+    pub(super) fn leave(&mut self) {
+        if !self.drain.is_reading() {
+            tracing::warn!("asked to leave, but the agent is stopping already: say `leave` again when it has ended");
+            return;
+        }
+        tracing::info!("asked to leave: reading to the end");
+        self.drain.leave();
+        self.gauges.say("leaving", Some("reading to the end".into()));
+    }
+
     /// One step on the way to the end.
     pub(super) fn drain_step(&mut self, now: Instant) -> Result<Ending, OwnerError> {
         if self.drain.abandoned {
@@ -110,25 +129,23 @@ impl Owner {
         Ok(Ending::NotYet)
     }
 
+    /// Does this agent not come back, as far as it knows?
+    fn is_for_good(&self) -> bool {
+        self.drain.once || self.options.leave_on_stop
+    }
+
     fn once_is_read(&self) -> bool {
         self.drain.once && self.sources.iter().all(|source| source.is_done() || source.is_at_end())
     }
 
     /// Notes all files; with an end for good, last partial lines are emitted too.
     fn begin_cutting(&mut self, now: Instant) {
-        // T is read before the files are listed.
-        let at = self.clock.now_ms(now);
-        let mut noted = true;
-        let for_good = self.drain.once || self.options.leave_on_stop;
-        for source in &mut self.sources {
-            if let Err(problems) = source.note(now) {
-                noted = false;
-                let texts = problems.iter().map(|problem| format!("source {}: {problem}", source.name()));
-                self.drain.problems.extend(texts);
-            }
-            if for_good {
-                source.finish();
-            }
+        let clock = &self.clock;
+        let noted = note_all(|| clock.now_ms(now), &mut self.sources, now);
+        let complete = noted.problems.is_empty();
+        self.drain.problems.extend(noted.problems);
+        if self.is_for_good() {
+            self.sources.iter_mut().for_each(Source::finish);
         }
         if let Some(run) = &mut self.run {
             run.begin_drain();
@@ -137,17 +154,20 @@ impl Owner {
             Some(_) => self.options.drain_deadline / READING_SHARE,
             None => NOTE_PATIENCE,
         };
-        let at = if noted { Some(at.unwrap_or(0)) } else { None };
+        let at = complete.then(|| noted.at.unwrap_or(0));
         self.drain.stage = Stage::Cutting { at, until: now + patience };
+        self.say_leaving("cutting what was noted");
+    }
+
+    fn say_leaving(&self, what: &str) {
+        if self.drain.once {
+            self.gauges.say("leaving", Some(what.to_owned()));
+        }
     }
 
     fn cut_or_close(&mut self, at: Option<i64>, until: Instant, now: Instant) -> Result<(), OwnerError> {
-        let for_good = self.drain.once || self.options.leave_on_stop;
-        let stored = self.sources.iter_mut().fold(true, |all, source| {
-            let read = !for_good || source.is_done();
-            source.check_note() && read && all
-        });
-        if stored {
+        let read = !self.is_for_good() || self.sources.iter().all(Source::is_done);
+        if all_stored(&mut self.sources) && read {
             return self.close(at, at.is_some());
         }
         // A `--once` whose outbox is full, or whose dataset is not declared yet, waits: it was asked to load.
@@ -168,8 +188,13 @@ impl Owner {
 
     /// Appends what may be said, and lets everything be sent.
     fn close(&mut self, at: Option<i64>, complete: bool) -> Result<(), OwnerError> {
-        let left = complete && (self.drain.once || self.options.leave_on_stop);
-        let at = at.filter(|at| *at > 0);
+        let may_mark = self.run.as_ref().is_some_and(Run::may_mark);
+        if self.drain.once && !may_mark {
+            self.drain.problems.push("not left: this state directory is a copy, see restored_or_copied".into());
+        }
+        let complete = complete && may_mark;
+        let left = complete && self.is_for_good();
+        let at = at.filter(|at| complete && *at > 0);
         if complete
             && !left
             && let Some(at) = at
@@ -183,6 +208,7 @@ impl Owner {
         let until = if self.drain.once { DrainUntil::Acked } else { DrainUntil::Delivered };
         self.tell(ToShip::Drain(until));
         self.drain.stage = Stage::Sending;
+        self.say_leaving(if left { "left, waiting for acks" } else { "closed without left, waiting for acks" });
         Ok(())
     }
 

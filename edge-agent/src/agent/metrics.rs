@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::header;
-use axum::routing::get;
+use axum::routing::{get, post};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
+use tokio_util::sync::CancellationToken;
 
 use crate::status::{Gauges, Number};
 
@@ -49,6 +50,10 @@ const GAUGES: &[(&str, &str, Pick)] = &[
     }),
     ("rejected_bytes", "Bytes kept under rejected/, which nobody has moved away yet", |g| &g.rejected_bytes),
     ("files", "Files being tailed", |g| &g.files),
+    ("restored_or_copied", "1: the state directory was found to be restored or copied, and no mark counts", |g| {
+        &g.restored_or_copied
+    }),
+    ("last_mark_unix_ms", "T of the last mark of this run; 0: none yet", |g| &g.last_mark_unix_ms),
 ];
 
 /// Sends by answer.
@@ -91,12 +96,17 @@ pub fn register(meter: &Meter, gauges: &Arc<Gauges>) {
         .build();
 }
 
-/// `GET /status`.
-pub fn routes(agent: &str, gauges: &Arc<Gauges>) -> Router {
-    let (agent, gauges) = (agent.to_owned(), gauges.clone());
-    Router::new().route(
-        "/status",
-        get(move || async move { ([(header::CONTENT_TYPE, "application/json")], status(&agent, &gauges).to_string()) }),
+/// `GET /status`, and `POST /leave`, which cancels `leave`: read to the end, send everything, say *left*, end.
+pub fn routes(agent: &str, gauges: &Arc<Gauges>, leave: CancellationToken) -> Router {
+    let (name, gauges) = (agent.to_owned(), gauges.clone());
+    let (asked, asked_gauges) = (name.clone(), gauges.clone());
+    let json = |value: serde_json::Value| ([(header::CONTENT_TYPE, "application/json")], value.to_string());
+    Router::new().route("/status", get(move || async move { json(status(&name, &gauges)) })).route(
+        "/leave",
+        post(move || async move {
+            leave.cancel();
+            json(status(&asked, &asked_gauges))
+        }),
     )
 }
 
@@ -108,6 +118,7 @@ pub fn status(agent: &str, gauges: &Gauges) -> serde_json::Value {
         map.insert(key.into(), text.into());
     }
     map.insert("problems".into(), gauges.problems().into());
+    map.insert("stored_at".into(), serde_json::json!(gauges.stored_at()));
     map.insert("quarantined".into(), serde_json::json!(gauges.quarantined()));
     let numbers: &[(&str, Pick)] = &[
         ("read_events", |g| &g.read_events),
@@ -128,6 +139,8 @@ pub fn status(agent: &str, gauges: &Gauges) -> serde_json::Value {
         ("quarantined_batches", |g| &g.quarantined_batches),
         ("rejected_bytes", |g| &g.rejected_bytes),
         ("marks", |g| &g.marks),
+        ("last_mark_unix_ms", |g| &g.last_mark_unix_ms),
+        ("seconds_to_loss", |g| &g.seconds_to_loss),
         ("files", |g| &g.files),
         ("ejections", |g| &g.ejections),
     ];

@@ -22,6 +22,7 @@ use crate::outbox::{Outbox, OutboxError, Stored, rejected};
 use crate::pipeline::Declarations;
 use crate::run::Run;
 use crate::run::clock::{AggregatorClock, own_clock_ms};
+use crate::run::watch::Watch;
 use crate::ship::messages::{FromShip, ToShip};
 use crate::status::Gauges;
 
@@ -66,6 +67,16 @@ pub enum OwnerError {
     /// The state directory failed.
     #[error(transparent)]
     StateDir(#[from] crate::outbox::state_dir::StateDirError),
+    /// Another process appends to this run's origin.
+    #[error(
+        "another process sends under this run's own origin {origin}: a snapshot of this machine was started while the \
+         agent ran; stop one of the two machines, or give the copy its own `name` and an empty state_dir, then start \
+         this agent again"
+    )]
+    Twin {
+        /// The origin.
+        origin: Origin,
+    },
     /// Bytes to be rejected could not be kept.
     #[error("keeping a rejected batch under {path} failed: {detail}")]
     Rejected {
@@ -92,6 +103,9 @@ pub struct Owner {
     pub(super) run: Option<Run>,
     pub(super) drain: Drain,
     pub(super) contact: Option<u64>,
+    /// The newest origin of the outbox when this run began.
+    pub(super) before: Option<Origin>,
+    pub(super) watch: Option<Watch>,
     pub(super) undeclared: bool,
     pub(super) refused: bool,
     /// Batches were released since the last look.
@@ -153,6 +167,8 @@ impl Owner {
             probe: FileSystemProbe::default(),
             run: None,
             contact: None,
+            before: None,
+            watch: None,
             undeclared: false,
             refused: false,
             released: false,
@@ -277,45 +293,6 @@ impl Owner {
             gauges.read_bytes.add(data.raw_bytes);
         }
         gauges.destroyed_bytes.add(chunk.destroyed.iter().map(|gone| gone.bytes).sum());
-    }
-
-    /// Marks: note, wait for the cuts, append.
-    fn marks(&mut self, now: Instant) -> Result<(), OwnerError> {
-        let aggregator_ms = self.clock.now_ms(now);
-        let Some(run) = &mut self.run else { return Ok(()) };
-        if !self.drain.is_reading() {
-            return Ok(());
-        }
-        if let Some(at) = run.mark_due(now, aggregator_ms) {
-            let mut noted = true;
-            for source in &mut self.sources {
-                if let Err(problems) = source.note(now) {
-                    tracing::warn!(
-                        source = source.name(),
-                        problems = problems.len(),
-                        "no mark: files cannot be listed"
-                    );
-                    noted = false;
-                }
-            }
-            if noted { run.noted(at) } else { run.note_failed(now) }
-        }
-        let Some(at) = run.waiting_mark() else { return Ok(()) };
-        let mut all = true;
-        for source in &mut self.sources {
-            all &= source.check_note();
-        }
-        if all {
-            run.marked(now);
-            self.append_mark(at)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn append_mark(&mut self, at_unix_ms: i64) -> Result<(), OwnerError> {
-        self.outbox.append_mark(self.origin(), at_unix_ms)?;
-        self.gauges.marks.add(1);
-        self.commit()
     }
 
     /// Gate time-out, space, numbers: about once per second.

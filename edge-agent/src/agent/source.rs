@@ -69,6 +69,13 @@ impl Source {
             self.full = outcome.full;
             self.at_end = outcome.at_end;
         }
+        self.take_destroyed(now);
+        outcome.progressed && !due
+    }
+
+    /// What is known to be destroyed goes with the next chunk, so that the mark which does not wait for those bytes any
+    /// more names them.
+    fn take_destroyed(&mut self, now: Instant) {
         let gone = self.tail.take_destroyed();
         if !gone.is_empty() {
             let bytes = gone.iter().map(|gone| gone.bytes).sum();
@@ -79,7 +86,6 @@ impl Source {
         if self.has_content() {
             self.since.get_or_insert(now);
         }
-        outcome.progressed && !due
     }
 
     fn has_content(&self) -> bool {
@@ -143,8 +149,10 @@ impl Source {
     /// Lists and stats all files afresh.
     pub fn note(&mut self, now: Instant) -> Result<(), Vec<TailProblem>> {
         self.note = None;
-        self.note = Some(self.tail.note(now)?);
         self.note_is_cut = false;
+        let note = self.tail.note(now);
+        self.take_destroyed(now);
+        self.note = Some(note?);
         Ok(())
     }
 

@@ -39,6 +39,9 @@ pub struct Entry {
     /// Newest time seen, milliseconds since the epoch.
     #[prost(int64, tag = "9")]
     pub newest_unix_ms: i64,
+    /// T of the last mark, milliseconds since the epoch; only snapshots say it.
+    #[prost(int64, tag = "10")]
+    pub last_mark_unix_ms: i64,
 }
 
 /// One batch of an entry.

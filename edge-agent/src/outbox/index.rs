@@ -43,6 +43,17 @@ impl Kind {
         }
     }
 
+    /// As tools show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Data => "data",
+            Self::Void => "void",
+            Self::Mark => "mark",
+            Self::Close => "close",
+        }
+    }
+
     fn from_number(number: u32) -> Self {
         match number {
             1 => Self::Open,
@@ -155,6 +166,8 @@ pub struct Index {
     pub audit: RunningAudit,
     /// Newest time seen, milliseconds since the epoch.
     pub newest_unix_ms: i64,
+    /// T of the last mark, milliseconds since the epoch; 0: none yet.
+    pub last_mark_unix_ms: i64,
     /// Kept batches per segment.
     segments: BTreeMap<u64, u64>,
     kept_batches: u64,
@@ -165,6 +178,11 @@ impl Index {
     /// All origins, oldest first.
     pub fn rows(&self) -> &[OriginRow] {
         &self.rows
+    }
+
+    /// Sources with saved positions.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        self.positions.keys().map(String::as_str)
     }
 
     /// One origin.
@@ -178,6 +196,12 @@ impl Index {
             self.rows.len() - 1
         });
         &mut self.rows[at]
+    }
+
+    /// Older origins whose end the open of the next one names, with that end.
+    pub fn named_ends(&self) -> Vec<(Origin, u64)> {
+        let named = |pair: &[OriginRow]| pair[1].names_previous.then_some((pair[0].origin, pair[0].next));
+        self.rows.windows(2).filter_map(named).collect()
     }
 
     /// Batches kept, and their bytes.
@@ -220,6 +244,9 @@ impl Index {
             if let HeaderKind::Close(close) = &header.kind {
                 self.row_mut(header.origin).ended = if close.left { Ended::Left } else { Ended::Closed };
             }
+            if let HeaderKind::Mark(mark) = &header.kind {
+                self.last_mark_unix_ms = self.last_mark_unix_ms.max(mark.at_unix_ms);
+            }
             self.place(header.origin, header.seq, place);
             placed.push((header.origin, header.seq, place));
         }
@@ -247,6 +274,7 @@ impl Index {
         }
         self.audit.add(&entry.audit, &entry.destroyed);
         self.newest_unix_ms = self.newest_unix_ms.max(entry.newest_unix_ms);
+        self.last_mark_unix_ms = self.last_mark_unix_ms.max(entry.last_mark_unix_ms);
         Ok(())
     }
 
@@ -425,6 +453,7 @@ impl Index {
             destroyed,
             audit_taken: false,
             newest_unix_ms: self.newest_unix_ms,
+            last_mark_unix_ms: self.last_mark_unix_ms,
         }
     }
 

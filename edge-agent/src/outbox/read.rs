@@ -52,6 +52,11 @@ struct Opened {
 const CACHED_BYTES: usize = 4 * 1024 * 1024;
 
 impl BatchReader {
+    /// Reads batches of the outbox in `dir`, whoever owns it.
+    pub fn of_dir(dir: std::path::PathBuf) -> Self {
+        Self::new(RecordReader::new(dir))
+    }
+
     pub(super) fn new(log: RecordReader) -> Self {
         Self { log, last: Arc::default() }
     }

@@ -3,6 +3,7 @@
 //! Invariants: one process per directory; a directory belongs to one agent name; a directory whose outbox has another
 //! inode or birth time than recorded was restored or copied, and the next open says so. Mode 0700, files 0600.
 
+pub mod adopt;
 mod directory;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -49,6 +50,12 @@ pub enum StateDirError {
         /// Something that no agent made.
         found: String,
     },
+    /// There is nothing of an agent there.
+    #[error("{path} holds no outbox of an edge agent: check `state_dir`; the first start of an agent makes one")]
+    NotThere {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A newer release wrote it.
     #[error("{path} has format {found}, this release reads up to {FORMAT}: start the newer release again")]
     NewerFormat {
@@ -84,6 +91,15 @@ struct Identity {
     outbox_birth_ns: Option<u64>,
 }
 
+impl Identity {
+    /// The inode says it, and the birth time where both tell one: a file system may have none, and a newer kernel may
+    /// tell what an older one did not. No device number is in it: those change at reboots.
+    fn is_same_directory(&self, now: &Self) -> bool {
+        let births = self.outbox_birth_ns.zip(now.outbox_birth_ns);
+        self.outbox_inode == now.outbox_inode && births.is_none_or(|(recorded, now)| recorded == now)
+    }
+}
+
 /// A locked state directory.
 #[derive(Debug)]
 pub struct StateDir {
@@ -94,7 +110,7 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Creates (0700) or opens it, takes the lock and checks the name.
+    /// Creates it (0700) or opens it if it is empty or an agent's, takes the lock and checks the name.
     pub fn open(path: &Path, agent: &AgentName) -> Result<Self, StateDirError> {
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -104,11 +120,7 @@ impl StateDir {
         let lock_path = path.join("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
         let lock = lock.map_err(io(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StateDirError::Locked { path: path.to_owned() }),
-            Err(TryLockError::Error(error)) => return Err(StateDirError::Io { path: lock_path, error }),
-        }
+        take_lock(&lock, path, &lock_path)?;
         let mut dir = Self { path: path.to_owned(), agent: agent.clone(), restored: false, _lock: lock };
         dir.check().inspect_err(|_| ())?;
         Ok(dir)
@@ -128,7 +140,7 @@ impl StateDir {
                 Err(StateDirError::OtherName { path: self.path.clone(), found: recorded.agent, wanted: now.agent })
             }
             Some(recorded) => {
-                self.restored = recorded != now;
+                self.restored = !recorded.is_same_directory(&now);
                 Ok(())
             }
             None => {
@@ -169,42 +181,58 @@ impl StateDir {
         self.path.join("declarations")
     }
 
-    fn identity_path(&self) -> PathBuf {
-        self.path.join("identity")
-    }
-
     fn read_identity(&self) -> Result<Option<Identity>, StateDirError> {
-        let path = self.identity_path();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StateDirError::Io { path, error }),
-        };
-        let identity: Identity = serde_json::from_str(&text)
-            .map_err(|error| StateDirError::Identity { path: path.clone(), detail: error.to_string() })?;
-        if identity.format > FORMAT {
-            return Err(StateDirError::NewerFormat { path, found: identity.format });
-        }
-        Ok(Some(identity))
+        read_identity(&self.path)
     }
 
     fn identity_now(&self) -> Result<Identity, StateDirError> {
-        let path = self.outbox();
-        let meta = fs::metadata(&path).map_err(|error| StateDirError::Io { path, error })?;
-        let birth = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        Ok(Identity {
-            format: FORMAT,
-            agent: self.agent.to_string(),
-            outbox_inode: meta.ino(),
-            outbox_birth_ns: birth.map(|time| time.as_nanos() as u64),
-        })
+        identity_now(&self.path, &self.agent)
     }
 
     fn write_identity(&self, identity: &Identity) -> Result<(), StateDirError> {
-        let path = self.identity_path();
-        let text = serde_json::to_vec(identity)
-            .map_err(|error| StateDirError::Identity { path: path.clone(), detail: error.to_string() })?;
-        write_whole(&path, &text).map_err(|error| StateDirError::Io { path, error })
+        write_identity(&self.path, identity)
+    }
+}
+
+fn read_identity(dir: &Path) -> Result<Option<Identity>, StateDirError> {
+    let path = dir.join("identity");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StateDirError::Io { path, error }),
+    };
+    let identity: Identity = serde_json::from_str(&text)
+        .map_err(|error| StateDirError::Identity { path: path.clone(), detail: error.to_string() })?;
+    if identity.format > FORMAT {
+        return Err(StateDirError::NewerFormat { path, found: identity.format });
+    }
+    Ok(Some(identity))
+}
+
+fn identity_now(dir: &Path, agent: &AgentName) -> Result<Identity, StateDirError> {
+    let path = dir.join("outbox");
+    let meta = fs::metadata(&path).map_err(|error| StateDirError::Io { path, error })?;
+    let birth = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Ok(Identity {
+        format: FORMAT,
+        agent: agent.to_string(),
+        outbox_inode: meta.ino(),
+        outbox_birth_ns: birth.map(|time| time.as_nanos() as u64),
+    })
+}
+
+fn write_identity(dir: &Path, identity: &Identity) -> Result<(), StateDirError> {
+    let path = dir.join("identity");
+    let text = serde_json::to_vec(identity)
+        .map_err(|error| StateDirError::Identity { path: path.clone(), detail: error.to_string() })?;
+    write_whole(&path, &text).map_err(|error| StateDirError::Io { path, error })
+}
+
+fn take_lock(lock: &File, dir: &Path, path: &Path) -> Result<(), StateDirError> {
+    match lock.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(StateDirError::Locked { path: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(StateDirError::Io { path: path.to_owned(), error }),
     }
 }
 
@@ -259,5 +287,33 @@ mod tests {
         copy.adopt().unwrap();
         drop(copy);
         assert!(!StateDir::open(&path, &name("web-1")).unwrap().is_restored());
+    }
+
+    #[test]
+    fn a_file_system_that_tells_no_birth_time_goes_by_the_inode() {
+        let at = |inode, birth| Identity { format: 1, agent: "a".into(), outbox_inode: inode, outbox_birth_ns: birth };
+        for (recorded, now, same) in [
+            (at(7, Some(1)), at(7, Some(1)), true),
+            (at(7, Some(1)), at(7, Some(2)), false),
+            (at(7, None), at(7, None), true),
+            (at(7, None), at(7, Some(2)), true),
+            (at(7, Some(1)), at(7, None), true),
+            (at(7, None), at(8, None), false),
+            (at(7, Some(1)), at(8, Some(1)), false),
+        ] {
+            assert_eq!(recorded.is_same_directory(&now), same, "{recorded:?} {now:?}");
+        }
+    }
+
+    #[test]
+    fn the_identity_holds_no_device_number() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state");
+        drop(StateDir::open(&path, &name("web-1")).unwrap());
+        let text = fs::read_to_string(path.join("identity")).unwrap();
+        let keys: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let mut keys: Vec<&String> = keys.keys().collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["agent", "format", "outbox_birth_ns", "outbox_inode"]);
     }
 }

@@ -5,12 +5,34 @@
 
 use std::collections::BTreeMap;
 
+use common::event_time::civil::HOUR_US;
 use proto::wire;
 
 /// Rows kept by dataset and hour; 20,000 hours are more than two years of one dataset.
 const MAX_ROWS: usize = 20_000;
 /// Rows in one mark, so that its header stays far below the limit of 64 KiB.
 const ROWS_PER_MARK: usize = 400;
+
+/// Events of a data batch by hour of event time: as its header says, or of the one hour that its range of times names.
+pub fn hours_of(data: &wire::Data) -> Vec<wire::HourCount> {
+    if !data.hours.is_empty() || data.dead_letters {
+        return data.hours.clone();
+    }
+    let hour = data.min_event_time_us.div_euclid(HOUR_US);
+    let one = hour == data.max_event_time_us.div_euclid(HOUR_US);
+    vec![wire::HourCount { hour: one.then_some(hour), events: data.events }]
+}
+
+/// The rows by which a batch that becomes a void is counted.
+pub fn voided(data: &wire::Data) -> Vec<wire::AuditCount> {
+    let row = |count: wire::HourCount| wire::AuditCount {
+        dataset: data.dataset.clone(),
+        event_hour: count.hour,
+        voided: count.events,
+        ..Default::default()
+    };
+    hours_of(data).into_iter().map(row).collect()
+}
 
 /// Counts since the last mark.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -74,6 +74,13 @@ pub enum FromShip {
         /// Which.
         seqs: IntervalSet,
     },
+    /// An aggregator holds seqs of an origin, or has seen them committed, up to `end` (exclusive).
+    Known {
+        /// The origin.
+        origin: Origin,
+        /// End of what it knows.
+        end: u64,
+    },
     /// An aggregator answered *wrong*: keep the bytes, replace the batch by a void.
     Wrong {
         /// The batch as it was sent.
@@ -97,4 +104,6 @@ pub enum FromShip {
     Drained,
     /// The process is to end: drain.
     Stop,
+    /// Read to the end, send everything, say *left*, and end.
+    Leave,
 }

@@ -1,0 +1,143 @@
+//! `outbox adopt`: an operator says that a state directory was moved, not copied. The next start then chains on to the
+//! origins in it, as if nothing had happened.
+//!
+//! Said of a directory that *was* copied, while the original goes on, it hides nothing and loses nothing, but the marks
+//! of the copy count until the log has a record that the original appended later: see `docs/state-directory.md`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use proto::ids::AgentName;
+use serde::Serialize;
+
+use super::{StateDirError, identity_now, read_identity, take_lock, write_identity};
+
+/// Which directory an outbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Its inode number.
+    pub inode: u64,
+    /// When it was made, in nanoseconds since the epoch; absent where the file system does not tell.
+    pub birth_ns: Option<u64>,
+}
+
+/// What was, or would be, done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Adoption {
+    /// Whose outbox it is.
+    pub agent: String,
+    /// The directory that the agent knows as its own; none: the identity file is missing.
+    pub recorded: Option<Place>,
+    /// The directory that is there.
+    pub found: Place,
+    /// It is the one recorded: there is nothing to adopt.
+    pub already: bool,
+    /// The new place was written down.
+    pub written: bool,
+}
+
+/// Writes down that the outbox in `path` is the original. With `dry_run` nothing is changed. Refuses while an agent
+/// runs on it.
+pub fn adopt(path: &Path, agent: &AgentName, dry_run: bool) -> Result<Adoption, StateDirError> {
+    if !path.join("outbox").is_dir() {
+        return Err(StateDirError::NotThere { path: path.to_owned() });
+    }
+    let _lock = lock(path, dry_run)?;
+    let (recorded, now) = (read_identity(path)?, identity_now(path, agent)?);
+    if let Some(other) = recorded.as_ref().filter(|recorded| recorded.agent != now.agent) {
+        return Err(StateDirError::OtherName {
+            path: path.to_owned(),
+            found: other.agent.clone(),
+            wanted: now.agent.clone(),
+        });
+    }
+    let already = recorded.as_ref().is_some_and(|recorded| recorded.is_same_directory(&now));
+    let written = !already && !dry_run;
+    if written {
+        write_identity(path, &now)?;
+    }
+    let place = |identity: &super::Identity| Place { inode: identity.outbox_inode, birth_ns: identity.outbox_birth_ns };
+    Ok(Adoption {
+        agent: now.agent.clone(),
+        recorded: recorded.as_ref().map(place),
+        found: place(&now),
+        already,
+        written,
+    })
+}
+
+/// A dry run makes not even the lock file: without one no agent has ever run there.
+fn lock(dir: &Path, dry_run: bool) -> Result<Option<File>, StateDirError> {
+    let path = dir.join("lock");
+    let opened = match dry_run {
+        true => File::open(&path),
+        false => OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path),
+    };
+    match opened {
+        Ok(lock) => take_lock(&lock, dir, &path).map(|()| Some(lock)),
+        Err(error) if dry_run && error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StateDirError::Io { path, error }),
+    }
+}
+
+/// Is an agent running on this directory? Changes nothing.
+pub fn is_locked(dir: &Path) -> bool {
+    matches!(lock(dir, true), Err(StateDirError::Locked { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::StateDir;
+    use super::*;
+
+    fn name(text: &str) -> AgentName {
+        AgentName::new(text).unwrap()
+    }
+
+    /// A state directory that lies elsewhere now.
+    fn moved(root: &Path) -> std::path::PathBuf {
+        let (from, to) = (root.join("old"), root.join("new"));
+        drop(StateDir::open(&from, &name("web-1")).unwrap());
+        fs::create_dir_all(to.join("outbox")).unwrap();
+        fs::copy(from.join("identity"), to.join("identity")).unwrap();
+        to
+    }
+
+    #[test]
+    fn a_dry_run_changes_nothing_and_the_real_one_is_believed() {
+        let root = tempfile::tempdir().unwrap();
+        let to = moved(root.path());
+        let before = fs::read(to.join("identity")).unwrap();
+        let dry = adopt(&to, &name("web-1"), true).unwrap();
+        assert!(!dry.already && !dry.written && dry.recorded != Some(dry.found));
+        assert_eq!(fs::read(to.join("identity")).unwrap(), before);
+        assert!(!to.join("lock").exists(), "a dry run makes no file");
+        assert!(StateDir::open(&to, &name("web-1")).unwrap().is_restored());
+        assert!(adopt(&to, &name("web-1"), false).unwrap().written);
+        assert!(!StateDir::open(&to, &name("web-1")).unwrap().is_restored());
+        assert!(adopt(&to, &name("web-1"), false).unwrap().already);
+    }
+
+    #[test]
+    fn it_refuses_while_an_agent_runs_and_under_another_name() {
+        let root = tempfile::tempdir().unwrap();
+        let to = moved(root.path());
+        let error = adopt(&to, &name("web-2"), false).unwrap_err();
+        assert!(error.to_string().contains("name = \"web-1\""), "{error}");
+        let running = StateDir::open(&to, &name("web-1")).unwrap();
+        for dry_run in [true, false] {
+            let error = adopt(&to, &name("web-1"), dry_run).unwrap_err();
+            assert!(matches!(error, StateDirError::Locked { .. }), "{error}");
+        }
+        assert!(is_locked(&to));
+        drop(running);
+        assert!(!is_locked(&to));
+        let nothing = adopt(root.path(), &name("web-1"), false).unwrap_err();
+        assert!(nothing.to_string().contains("holds no outbox"), "{nothing}");
+        assert!(!root.path().join("lock").exists());
+    }
+}
