@@ -5,16 +5,24 @@
 //! after the first storage error nothing is acknowledged until the whole channel was opened again (I6).
 
 pub mod bitmap;
+pub mod describe;
 mod disk;
+pub mod export;
+pub mod finding;
 mod held;
 pub mod index;
 mod ledger;
+mod ledger_copy;
+pub mod lock;
 mod meta;
 mod owner;
 mod recover;
 mod refusals;
+pub mod repair;
 mod rows;
+mod segment_view;
 mod state;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -34,6 +42,7 @@ use proto::wire;
 use tokio::sync::{OwnedSemaphorePermit, mpsc as async_mpsc, oneshot};
 
 use bitmap::Bitmap;
+pub use disk::free_bytes;
 use index::{NewEntry, SegmentIndex};
 pub use meta::{MetaError, decode_meta};
 
@@ -75,6 +84,9 @@ pub enum ChannelError {
     /// The ledger, even after it was moved aside.
     #[error(transparent)]
     Ledger(#[from] ledger::LedgerError),
+    /// Another process has it.
+    #[error(transparent)]
+    Lock(#[from] lock::LockError),
     /// The data directory.
     #[error("the data directory {path} cannot be used: {source}")]
     Dir {
@@ -173,6 +185,7 @@ enum Command {
     Release(Vec<Released>),
     Broken(Vec<(BatchId, u32)>),
     GiveUp { at: Location, id: BatchId },
+    Describe { reply: oneshot::Sender<describe::Description> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -292,6 +305,13 @@ impl ChannelHandle {
     pub async fn progress(&self, agent: AgentName, origin: Origin) -> Option<ProgressAnswer> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Progress { agent, origin, reply }).ok()?;
+        answer.await.ok()
+    }
+
+    /// What is held, by segment, agent and dataset; none when the owner has stopped.
+    pub async fn describe(&self) -> Option<describe::Description> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Describe { reply }).ok()?;
         answer.await.ok()
     }
 

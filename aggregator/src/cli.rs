@@ -1,8 +1,9 @@
-//! The command line: `run` (default), `check`, `drain`, `--dump-config`.
+//! The command line: `run` (default), `check`, `drain`, `channel`, `--dump-config`.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -32,7 +33,7 @@ pub struct Cli {
 }
 
 /// What to do.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Command {
     /// Run until SIGTERM.
     Run,
@@ -44,24 +45,33 @@ enum Command {
         #[arg(long)]
         empty: bool,
     },
+    /// Look into the durable channel, and set it right. Exit code: 0 all is well, 1 something was found, 2 it could not
+    /// be looked at.
+    Channel {
+        #[command(subcommand)]
+        tool: crate::tools::Tool,
+    },
 }
 
 /// Parses the arguments and does what they say.
-pub fn main() -> anyhow::Result<()> {
+pub fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
+    if let Some(Command::Channel { tool }) = cli.command {
+        // It works without a configuration, too.
+        return Ok(crate::tools::run(tool, &cli.config, &mut io::stdout()));
+    }
     let config: Config = config::load(&cli.config)?;
     if cli.dump_config {
         io::stdout().write_all(config::dump(&config).as_bytes())?;
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => run(&config),
-        Command::Check => {
-            writeln!(io::stdout(), "{}: no problem found", cli.config.display())?;
-            Ok(())
-        }
-        Command::Drain { empty } => drain(config.admin.listen, empty),
+        Command::Run => run(&config)?,
+        Command::Check => writeln!(io::stdout(), "{}: no problem found", cli.config.display())?,
+        Command::Drain { empty } => drain(config.admin.listen, empty)?,
+        Command::Channel { .. } => {}
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {
@@ -99,7 +109,7 @@ fn drain(admin: SocketAddr, empty: bool) -> anyhow::Result<()> {
 }
 
 /// One request to the admin endpoint; the body of its answer.
-fn request(admin: SocketAddr, method: &str, path: &str) -> anyhow::Result<String> {
+pub(crate) fn request(admin: SocketAddr, method: &str, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, ADMIN_TIMEOUT)
         .with_context(|| format!("no aggregator answers on {admin} (`admin.listen`); is it running?"))?;
     stream.set_read_timeout(Some(ADMIN_TIMEOUT))?;

@@ -3,7 +3,7 @@
 //!
 //! The main path in order: [`ingest`] (the RPCs), [`channel`] (segments and ledger), [`forward`] (streams to
 //! collectors). [`declarations`] are what collectors say of datasets, on their way up to the agents; [`run`] puts the
-//! process together, [`status`] says how it is.
+//! process together, [`status`] says how it is, [`tools`] look into a channel and set it right.
 
 pub mod channel;
 pub mod cli;
@@ -13,3 +13,4 @@ pub mod forward;
 pub mod ingest;
 pub mod run;
 pub mod status;
+pub mod tools;

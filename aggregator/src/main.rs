@@ -1,5 +1,5 @@
 //! `catchment-aggregator`.
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<std::process::ExitCode> {
     aggregator::cli::main()
 }

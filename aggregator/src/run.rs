@@ -62,7 +62,7 @@ impl Aggregator {
         let on_sync = Arc::new(move |seconds| histogram.record(seconds, &[]));
         let (channel, events) = tokio::task::spawn_blocking(move || ChannelHandle::open(options, on_sync))
             .await?
-            .context("the channel cannot be opened")?;
+            .context("the channel cannot be opened (`channel check` says what is wrong in it, `channel repair` sets aside what is damaged)")?;
         let keeper = Arc::new(Keeper::open(&config.data_dir));
         let node = Node::new(&config.name, keeper.watch());
         let limits = Limits {

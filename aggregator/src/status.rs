@@ -112,12 +112,20 @@ impl Sources {
 
     /// Routes beside health and metrics.
     pub fn routes(self) -> Router {
-        let drained = self.clone();
+        let (drained, channel) = (self.clone(), self.channel.clone());
         Router::new()
             .route(
                 "/status",
                 get(move || async move {
                     let text = serde_json::to_string_pretty(&self.status()).unwrap_or_else(|error| error.to_string());
+                    ([(header::CONTENT_TYPE, "application/json")], text)
+                }),
+            )
+            .route(
+                "/channel",
+                get(move || async move {
+                    let described = channel.describe().await;
+                    let text = serde_json::to_string_pretty(&described).unwrap_or_else(|error| error.to_string());
                     ([(header::CONTENT_TYPE, "application/json")], text)
                 }),
             )

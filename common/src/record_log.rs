@@ -256,12 +256,19 @@ impl RecordLog {
     }
 
     /// A log that appends to a new segment behind all that lie in the directory and looks into none of them: for tools,
-    /// while nobody else has it open. The new segment's file is there, durably, when this returns.
+    /// while nobody else has it open. The new segment's file is there, durably, when this returns. A segment that ends
+    /// with its last record and has no footer can be given one with [`seal_recovered`](Self::seal_recovered).
     pub fn beside(options: Options) -> Result<Self, LogError> {
         let disk = Disk::open(&options.dir)?;
-        let next_id = disk.segment_ids()?.last().map_or(0, |last| last + 1);
+        let mut closed = BTreeMap::new();
+        for id in disk.segment_ids()? {
+            let path = disk.path(id);
+            let found = std::fs::metadata(&path).map_err(|e| LogError::storage("reading", &path, e))?;
+            closed.insert(id, ClosedSegment { bytes: found.len(), sealed: false });
+        }
+        let next_id = closed.last_key_value().map_or(0, |(last, _)| last + 1);
         let reader = RecordReader::new(options.dir.clone());
-        let mut log = Self { options, disk, closed: BTreeMap::new(), active: None, next_id, latched: None, reader };
+        let mut log = Self { options, disk, closed, active: None, next_id, latched: None, reader };
         log.open_active()?;
         Ok(log)
     }

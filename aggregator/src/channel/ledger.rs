@@ -79,7 +79,8 @@ impl Ledger {
         }
     }
 
-    fn try_open(dir: &Path) -> Result<Self, LedgerError> {
+    /// Opens `dir` as it is, or not at all.
+    pub(super) fn try_open(dir: &Path) -> Result<Self, LedgerError> {
         delete_half_written_snapshots(dir)?;
         let config =
             sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).segment_size(SEGMENT_BYTES).flush_every_ms(None);

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::disk::{self, Reserve};
 use super::index::{NewEntry, Route, SeqKind};
+use super::lock::DirLock;
 use super::meta::encode_meta;
 use super::recover::{self, Opened};
 use super::refusals::Refusal;
@@ -45,6 +46,7 @@ pub struct Owner {
     /// Appended, not told yet: segment, batch, and its old place if it is a copy.
     pub(super) stored: Vec<(u64, NewEntry, Option<Location>)>,
     queue: Receiver<Command>,
+    _lock: DirLock,
     on_sync: SyncObserver,
     started: Instant,
     next_tick: Instant,
@@ -59,6 +61,7 @@ impl Owner {
         stats: Arc<ChannelStats>,
         on_sync: SyncObserver,
     ) -> Result<Self, ChannelError> {
+        let lock = recover::lock(&options.data_dir)?;
         let opened = recover::open(&options, &stats, unix_ms(), 0)?;
         let reserve = Reserve::take(&options.data_dir);
         let now = Instant::now();
@@ -72,6 +75,7 @@ impl Owner {
             low_disk: false,
             stored: Vec::new(),
             queue,
+            _lock: lock,
             on_sync,
             started: now,
             next_tick: now,
@@ -116,6 +120,8 @@ impl Owner {
             }
             self.count();
             if let Some(done) = stop {
+                // Whoever waits may open the directory again.
+                drop(self);
                 // Whoever asked may be gone already.
                 let _ = done.send(());
                 return;
@@ -153,6 +159,10 @@ impl Owner {
                 let quarantined = opened.state.refusals.of(&key);
                 // The agent may have given up asking.
                 let _ = reply.send(ProgressAnswer { committed, held, quarantined });
+            }
+            Command::Describe { reply } => {
+                // Whoever asked may be gone.
+                let _ = reply.send(recover::describe(&opened.state, opened.log.active()));
             }
             Command::Release(released) => {
                 let unix_ms = unix_ms();

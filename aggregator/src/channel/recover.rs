@@ -5,14 +5,17 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::record_log::{LoadedRecord, LoadedSegment, Options, RecordLog, Recovery};
 use proto::ids::AgentName;
 
+use super::describe::{self, Description, Part};
 use super::index::{FooterError, IndexBuilder, NewEntry, Route, SegmentIndex, SeqKind};
 use super::ledger::Ledger;
+use super::lock::DirLock;
 use super::meta::{self, MetaError};
 use super::refusals::Refusals;
 use super::state::{OriginKey, Segment, State};
@@ -40,13 +43,15 @@ struct Found {
     damaged: bool,
 }
 
-/// Opens everything in the data directory.
+/// Makes the data directory if it is missing, and keeps other processes out of it.
+pub fn lock(data_dir: &Path) -> Result<DirLock, ChannelError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    made.map_err(|source| ChannelError::Dir { path: data_dir.to_owned(), source })?;
+    Ok(DirLock::take(data_dir)?)
+}
+
+/// Opens everything in the data directory, which is locked.
 pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u64) -> Result<Opened, ChannelError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&options.data_dir)
-        .map_err(|source| ChannelError::Dir { path: options.data_dir.clone(), source })?;
     let log_options = Options {
         dir: options.data_dir.join("seg"),
         segment_bytes: options.segment_bytes,
@@ -61,7 +66,10 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
     let (ledger, moved_aside) = Ledger::open(&options.data_dir.join("ledger"))?;
     if let Some(reason) = moved_aside {
         stats.ledger_resets.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(reason, "the ledger was damaged and is set aside; batches may be delivered again");
+        tracing::error!(
+            reason,
+            "the ledger was damaged and is set aside as `ledger.damaged`; batches may be delivered again"
+        );
     }
     // Bits are by ordinal. Where a record in the middle is lost, those behind it have moved up: no bit is believed then.
     let whole = |found: &&Found| !found.damaged && recovery.corrupt.iter().all(|corrupt| corrupt.segment != found.id);
@@ -110,7 +118,10 @@ pub fn entry_of(meta: &bytes::Bytes, body_bytes: u32, offset: u64) -> Result<New
 
 fn report(recovery: &Recovery, stats: &ChannelStats) {
     if recovery.torn_bytes > 0 {
-        tracing::info!(bytes = recovery.torn_bytes, "unfinished writes were cut off; nobody was told they are stored");
+        tracing::warn!(
+            bytes = recovery.torn_bytes,
+            "unfinished writes were cut off; nobody was told they are stored, unless the disk has lost synced bytes"
+        );
     }
     for corrupt in &recovery.corrupt {
         stats.corruptions.fetch_add(1, Ordering::Relaxed);
@@ -119,7 +130,8 @@ fn report(recovery: &Recovery, stats: &ChannelStats) {
             offset = corrupt.offset,
             detail = corrupt.detail,
             maybe_unsynced = corrupt.maybe_unsynced,
-            "a segment is damaged: batches in it may be lost unless their agents still hold them"
+            "a segment is damaged: batches in it may be lost unless their agents still hold them; \
+             `catchment-aggregator channel check` names them, `channel repair` sets the segment right"
         );
     }
 }
@@ -143,7 +155,7 @@ impl FooterReader {
                 Err(newer @ FooterError::Newer(_)) => self.newer = Some((id, newer)),
                 Err(error) => {
                     stats.corruptions.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(segment = id, %error, "a segment cannot be used; its file is kept");
+                    tracing::error!(segment = id, %error, "a segment cannot be used; its file is kept: see `catchment-aggregator channel check`");
                 }
             },
             LoadedSegment::Unsealed { id, records, bytes } => {
@@ -165,7 +177,7 @@ impl FooterReader {
                 Err(error) => {
                     damaged = true;
                     stats.corruptions.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(segment = id, offset = record.at.offset, %error, "a stored batch cannot be used");
+                    tracing::error!(segment = id, offset = record.at.offset, %error, "a stored batch cannot be used: see `catchment-aggregator channel check`");
                 }
             }
         }
@@ -190,6 +202,18 @@ pub fn snapshot(state: &State, reader: common::record_log::RecordReader) -> supe
     let sealed = |(id, segment): (u64, &Segment)| Some((id, segment.sealed()?, segment.answered().clone()));
     let broken: HashMap<_, _> = state.broken().clone();
     super::Snapshot { segments: state.segments().filter_map(sealed).collect(), reader, broken }
+}
+
+/// The channel in numbers; `active`: id and length of the segment that is written.
+pub fn describe(state: &State, active: Option<(u64, u64)>) -> Description {
+    describe::describe(state.segments().map(|(id, segment)| Part {
+        id,
+        bytes: active.filter(|(active, _)| *active == id).map_or(segment.file_bytes, |(_, bytes)| bytes),
+        sealed: !segment.is_growing(),
+        index: segment.index(),
+        answered: segment.answered(),
+        known: true,
+    }))
 }
 
 /// A batch and its place, for every unanswered batch of a segment.

@@ -208,6 +208,8 @@ impl State {
         let mut answered = answered.unwrap_or_else(|| Bitmap::new(len));
         let keys: Vec<OriginKey> =
             index.origins.iter().map(|(agent, origin)| (index.agents[*agent as usize].clone(), *origin)).collect();
+        // Bits that no row has yet: without one, a segment that goes would look like one that was lost.
+        let mut dirty = false;
         let (mut live, mut live_bytes) = (0, 0);
         for (ordinal, entry) in index.entries.iter().enumerate() {
             if answered.get(ordinal as u32) {
@@ -217,6 +219,7 @@ impl State {
             let origin = self.origins.entry(key.clone()).or_default();
             if origin.row.committed.contains(entry.seq) || !origin.held.insert(entry.seq) {
                 answered.set(ordinal as u32);
+                dirty = true;
                 continue;
             }
             live += 1;
@@ -228,7 +231,7 @@ impl State {
         self.held_batches += u64::from(live);
         self.held_bytes += live_bytes;
         let contents = Contents::Sealed(index);
-        let segment = Segment { contents, answered, live, live_bytes, dirty: false, touched_ms: now, file_bytes };
+        let segment = Segment { contents, answered, live, live_bytes, dirty, touched_ms: now, file_bytes };
         self.segments.insert(id, segment);
     }
 

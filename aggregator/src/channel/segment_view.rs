@@ -1,0 +1,316 @@
+//! One segment file, looked at without a change: its batches, which of them cannot be read, and what would set it right.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::record_log::survey::{Seal, Survey, claimed_records, segment_file_name};
+use common::record_log::{LoadedRecord, LogError, ReadError, RecordAt, RecordReader};
+use proto::ids::BatchId;
+
+use super::bitmap::Bitmap;
+use super::finding::{Fate, Finding, Kind};
+use super::index::{IndexBuilder, SegmentIndex};
+use super::survey::Depth;
+use super::{meta, recover};
+
+/// Length of a segment file without any record.
+pub const EMPTY_BYTES: u64 = Survey::BEGIN;
+
+/// Where a segment is, and what is known of it before it is read.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// Its id.
+    pub id: u64,
+    /// Its file.
+    pub path: &'a Path,
+    /// No newer segment holds anything.
+    pub newest: bool,
+    /// A process may be writing to it.
+    pub moving: bool,
+}
+
+/// What sets a segment right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Nothing is wrong.
+    None,
+    /// Cut the file here.
+    CutTail {
+        /// Its new length.
+        to: u64,
+    },
+    /// Write what is held and good anew, set the file aside.
+    Rewrite,
+}
+
+/// One segment.
+#[derive(Debug)]
+pub struct SegmentView {
+    /// Its id.
+    pub id: u64,
+    /// Length of its file.
+    pub bytes: u64,
+    /// It has a good footer.
+    pub sealed: bool,
+    /// Its batches: those of the footer, or those that can be read.
+    pub index: Arc<SegmentIndex>,
+    /// Bits of batches that cannot be read.
+    pub bad: Bitmap,
+    /// Positions in `index` are those that the ledger means.
+    pub ordinals_sure: bool,
+    /// What sets it right.
+    pub remedy: Remedy,
+}
+
+impl SegmentView {
+    /// How many batches lie in it.
+    pub fn batches(&self) -> u64 {
+        self.index.entries.len() as u64
+    }
+}
+
+/// The name of a segment's file, from the data directory.
+pub fn file_of(id: u64) -> String {
+    format!("seg/{}", segment_file_name(id))
+}
+
+/// The segment behind such a name.
+pub fn id_of(file: &str) -> Option<u64> {
+    u64::from_str_radix(file.strip_prefix("seg/")?.strip_suffix(".seg")?, 16).ok()
+}
+
+/// Looks at one segment.
+pub fn look(place: &Place<'_>, reader: &RecordReader, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
+    let survey = Survey::of(place.path, place.id, false)?;
+    let Seal::Good { footer, offset } = &survey.seal else {
+        return Ok(unsealed(place, reader, depth, &survey, Vec::new()));
+    };
+    match SegmentIndex::decode(footer) {
+        Ok(index) => Ok(sealed(place, reader, depth, survey.bytes, index)),
+        Err(error) => {
+            let finding = Finding::new(Kind::Footer, file_of(place.id), error.to_string());
+            let finding = finding.at(*offset, survey.bytes - offset);
+            let survey = Survey::of(place.path, place.id, true)?;
+            Ok(unsealed(place, reader, depth, &survey, vec![finding]))
+        }
+    }
+}
+
+fn sealed(
+    place: &Place<'_>,
+    reader: &RecordReader,
+    depth: Depth,
+    bytes: u64,
+    index: SegmentIndex,
+) -> (SegmentView, Vec<Finding>) {
+    let len = index.entries.len() as u32;
+    let (mut bad, mut findings) = (Bitmap::new(len), Vec::new());
+    if depth == Depth::Everything {
+        for (ordinal, entry) in (0u32..).zip(&index.entries) {
+            if let Some(finding) = check(place.id, u64::from(entry.offset), Some(index.id(ordinal)), reader) {
+                bad.set(ordinal);
+                findings.push(finding);
+            }
+        }
+    }
+    let remedy = if findings.is_empty() { Remedy::None } else { Remedy::Rewrite };
+    let index = Arc::new(index);
+    (SegmentView { id: place.id, bytes, sealed: true, index, bad, ordinals_sure: true, remedy }, findings)
+}
+
+/// A segment whose records say what lies in it.
+fn unsealed(
+    place: &Place<'_>,
+    reader: &RecordReader,
+    depth: Depth,
+    survey: &Survey,
+    mut findings: Vec<Finding>,
+) -> (SegmentView, Vec<Finding>) {
+    let mut builder = IndexBuilder::new(0);
+    let mut unread = Vec::new();
+    let mut sure = true;
+    for record in &survey.records {
+        match recover::entry_of(&record.meta, record.body_bytes, record.at.offset) {
+            Ok(entry) => {
+                let ordinal = builder.push(&entry);
+                if depth == Depth::Everything
+                    && let Some(finding) = check(place.id, record.at.offset, Some(entry.id), reader)
+                {
+                    unread.push(ordinal);
+                    findings.push(finding);
+                }
+            }
+            Err(error) => {
+                sure = false;
+                findings.push(batch_header(place.id, record, &error.to_string()));
+            }
+        }
+    }
+    let holes = holes(survey);
+    sure &= holes.is_empty();
+    findings.extend(holes.iter().flat_map(|&(from, to)| damaged_range(place, from, to)));
+    findings.extend(ending(place, survey));
+    if !survey.sound && survey.bytes > EMPTY_BYTES {
+        let what = "the first bytes of the segment file are damaged";
+        findings.insert(0, Finding::new(Kind::FileHeader, file_of(place.id), what).at(0, EMPTY_BYTES));
+    }
+    let index = Arc::new(builder.finish());
+    let mut bad = Bitmap::new(index.entries.len() as u32);
+    unread.into_iter().for_each(|ordinal| {
+        bad.set(ordinal);
+    });
+    let only_torn = findings.iter().all(|finding| finding.kind == Kind::TornTail);
+    let remedy = match findings.is_empty() {
+        true => Remedy::None,
+        false if only_torn && !index.entries.is_empty() => Remedy::CutTail { to: survey.end },
+        false => Remedy::Rewrite,
+    };
+    let view =
+        SegmentView { id: place.id, bytes: survey.bytes, sealed: false, index, bad, ordinals_sure: sure, remedy };
+    (view, findings)
+}
+
+/// Ranges without a valid record that valid records, or a footer, follow.
+fn holes(survey: &Survey) -> Vec<(u64, u64)> {
+    let mut holes = Vec::new();
+    let mut from = EMPTY_BYTES;
+    for record in &survey.records {
+        if record.at.offset > from {
+            holes.push((from, record.at.offset));
+        }
+        from = record.end();
+    }
+    if let Seal::FooterDamaged { offset } | Seal::TrailerDamaged { offset } | Seal::Good { offset, .. } = survey.seal
+        && offset > from
+    {
+        holes.push((from, offset));
+    }
+    holes
+}
+
+/// Findings for a range in which valid records should lie: one per record that still says what it was.
+fn damaged_range(place: &Place<'_>, from: u64, to: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut at = from;
+    let unknown = |from: u64, to: u64| {
+        let what = "no valid record lies here, though valid ones follow; which batch it was is not known";
+        Finding::new(Kind::RecordHeader, file_of(place.id), what).at(from, to - from).fate(Fate::Unknown)
+    };
+    for claim in claimed_records(place.path, place.id, from, to).unwrap_or_default() {
+        if claim.offset > at {
+            findings.push(unknown(at, claim.offset));
+        }
+        at = claim.end;
+        let what = "the contents of this record do not match their CRC";
+        let finding = Finding::new(Kind::RecordContents, file_of(place.id), what);
+        let finding = finding.at(claim.offset, claim.end - claim.offset).fate(Fate::Unknown);
+        findings.push(match claimed_id(&claim.meta) {
+            Some(id) => finding.of(id),
+            None => finding,
+        });
+    }
+    if at < to {
+        findings.push(unknown(at, to));
+    }
+    findings
+}
+
+/// Which batch a record claims to be whose contents are damaged.
+fn claimed_id(meta: &bytes::Bytes) -> Option<BatchId> {
+    let (agent, header) = meta::decode_header(meta).ok()?;
+    Some(BatchId { agent, origin: header.origin, seq: header.seq })
+}
+
+/// What is wrong with the end of a segment without a good footer.
+fn ending(place: &Place<'_>, survey: &Survey) -> Option<Finding> {
+    let file = || file_of(place.id);
+    match survey.seal {
+        Seal::Good { .. } => None,
+        Seal::FooterDamaged { offset } => {
+            let what = "the footer is damaged; every record was read instead";
+            Some(Finding::new(Kind::Footer, file(), what).at(offset, survey.bytes - offset))
+        }
+        // The seal is being written.
+        Seal::TrailerDamaged { .. } if place.moving && place.newest => None,
+        Seal::TrailerDamaged { offset } => {
+            let what = "the last bytes of the segment are missing or damaged; its footer and records are whole";
+            Some(Finding::new(Kind::Trailer, file(), what).at(offset, survey.bytes - offset))
+        }
+        // Left by a start that made a newer one; it goes by itself.
+        Seal::None if survey.bytes <= EMPTY_BYTES => None,
+        Seal::None if !place.newest => {
+            let what = "the segment has no footer though a newer one exists: its end is missing";
+            Some(
+                Finding::new(Kind::CutShort, file(), what)
+                    .at(survey.end, survey.bytes - survey.end)
+                    .fate(Fate::Unknown),
+            )
+        }
+        Seal::None if survey.end >= survey.bytes || place.moving => None,
+        Seal::None => Some(torn_tail(place, survey)),
+    }
+}
+
+fn torn_tail(place: &Place<'_>, survey: &Survey) -> Finding {
+    let bytes = survey.bytes - survey.end;
+    let whole = claimed_records(place.path, place.id, survey.end, survey.bytes).unwrap_or_default();
+    let what = match whole.len() {
+        0 => "an unfinished write: no valid record lies behind the last one".to_owned(),
+        some => {
+            format!("no valid record lies behind the last one; {some} that claim to be whole do not match their CRC")
+        }
+    };
+    let finding = Finding::new(Kind::TornTail, file_of(place.id), what).at(survey.end, bytes);
+    let id = whole.first().and_then(|claim| claimed_id(&claim.meta));
+    let finding = id.into_iter().fold(finding, Finding::of);
+    // Not settled by who it claims to be: it may be several.
+    let mut finding = finding.means(
+        Fate::Unknown,
+        "after a crash this is usual and nothing is lost: nobody was told that these bytes are stored; if the machine did \
+         not crash, or the disk is bad, they may have been acknowledged, and only an agent with ack = \"committed\" still has them",
+    );
+    finding.id = None;
+    finding
+}
+
+fn batch_header(segment: u64, record: &LoadedRecord, error: &str) -> Finding {
+    let what = format!("the record is intact and is no batch that this release can use: {error}");
+    let finding = Finding::new(Kind::BatchHeader, file_of(segment), what);
+    finding.at(record.at.offset, record.end() - record.at.offset).fate(Fate::Unknown)
+}
+
+/// Reads one record whole. None: it is what it should be.
+fn check(segment: u64, offset: u64, id: Option<BatchId>, reader: &RecordReader) -> Option<Finding> {
+    let finding = |kind, what: String| {
+        let finding = Finding::new(kind, file_of(segment), what).fate(Fate::Unknown);
+        let mut finding = id.clone().into_iter().fold(finding, Finding::of);
+        finding.offset = Some(offset);
+        Some(finding)
+    };
+    let record = match reader.read(RecordAt { segment, offset }) {
+        Ok(record) => record,
+        // It was delivered and removed while we looked.
+        Err(ReadError::NotFound { .. }) => return None,
+        Err(ReadError::Corrupt { detail, .. }) => {
+            let kind = if detail.contains("header") { Kind::RecordHeader } else { Kind::RecordContents };
+            return finding(kind, format!("the record is damaged: {detail}"));
+        }
+        Err(ReadError::Io { reason, .. }) => {
+            return finding(Kind::Unreadable, format!("the record cannot be read: {reason}"));
+        }
+    };
+    let (agent, header) = match meta::decode_header(&record.meta) {
+        Ok(found) => found,
+        Err(error) => {
+            return finding(Kind::BatchHeader, format!("the record is intact, its batch header is not: {error}"));
+        }
+    };
+    let found = BatchId { agent, origin: header.origin, seq: header.seq };
+    if id.as_ref().is_some_and(|id| *id != found) {
+        return finding(Kind::BatchHeader, format!("the record holds batch {found}, the footer names another"));
+    }
+    match header.check_payload(&record.body) {
+        Ok(()) => None,
+        Err(error) => finding(Kind::Payload, error.to_string()),
+    }
+}
