@@ -13,10 +13,11 @@ pub mod look;
 pub mod read;
 pub mod rejected;
 pub mod room;
+pub mod salvage;
 pub mod state_dir;
 pub mod view;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -138,14 +139,18 @@ impl Outbox {
         for segment in segments {
             outbox.load(segment, &recovery)?;
         }
+        let mut claimed = HashMap::new();
         for damage in &recovery.corrupt {
+            let entries = salvage::entries(&outbox.options.dir, damage.segment, damage.offset);
+            claimed.extend(salvage::data_headers(entries.iter().map(|(_, entry)| entry)));
             recovered.damage.push(format!("segment {:016x} at {}: {}", damage.segment, damage.offset, damage.detail));
             if !damage.maybe_unsynced {
                 outbox.keep_segment(damage.segment)?;
             }
         }
         for (origin, seq) in outbox.index.settle() {
-            outbox.put_void(origin, seq, wire::VoidReason::Damaged, "its record in the outbox is damaged", None)?;
+            let (reason, data) = (wire::VoidReason::Damaged, claimed.get(&(origin, seq)));
+            outbox.put_void(origin, seq, reason, "its record in the outbox is damaged", data)?;
             recovered.voided.push((origin, seq));
         }
         outbox.commit()?;
@@ -165,7 +170,16 @@ impl Outbox {
                 // else a later position would stand for a lost batch.
                 let unsynced = recovery.corrupt.iter().filter(|c| c.segment == id && c.maybe_unsynced);
                 let end = unsynced.map(|c| c.offset).min().unwrap_or(u64::MAX);
+                let damage = recovery.corrupt.iter().filter(|c| c.segment == id && !c.maybe_unsynced);
+                let first = damage.map(|c| c.offset).min();
+                let mut claimed = first.map(|at| salvage::entries(&self.options.dir, id, at)).unwrap_or_default();
+                claimed.retain(|(at, _)| records.iter().all(|record| record.at.offset != *at));
+                let mut claimed = claimed.into_iter().peekable();
                 for record in records.iter().filter(|record| record.at.offset < end) {
+                    while let Some((_, entry)) = claimed.next_if(|(at, _)| *at < record.at.offset) {
+                        // In its place: a mark behind it has taken its counts.
+                        self.index.audit.add(&entry.audit, &entry.destroyed);
+                    }
                     let entry =
                         Entry::decode(record.meta.clone()).map_err(|e| OutboxError::Undecodable(e.to_string()))?;
                     self.index.apply(record.at, &entry)?;
@@ -436,6 +450,13 @@ impl Outbox {
         let name = format!("{segment:016x}.seg");
         rejected::keep_copy(&self.options.rejected, &self.options.dir.join(&name), &name)
             .map_err(|error| OutboxError::Rejected { path: self.options.rejected.clone(), error })
+    }
+
+    /// What the damaged record of a batch still says of it.
+    pub fn claimed_data(&self, origin: Origin, seq: u64) -> Option<wire::Data> {
+        let at = self.place(origin, seq)?.at;
+        let entries = salvage::entries(&self.options.dir, at.segment, at.offset);
+        salvage::data_headers(entries.iter().map(|(_, entry)| entry)).remove(&(origin, seq))
     }
 
     /// Keeps the stored file of a damaged batch.

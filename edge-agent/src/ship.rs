@@ -11,6 +11,7 @@ pub mod messages;
 mod nodes;
 mod quarantined;
 pub mod queue;
+mod report;
 mod retry;
 
 use std::collections::HashMap;
@@ -51,9 +52,6 @@ const GIVE_UP_ROLL_AGES: u32 = 3;
 const STATUS_EVERY: Duration = Duration::from_secs(30);
 /// The same while something waits for news.
 const STATUS_HURRY: Duration = Duration::from_secs(2);
-
-/// Between two reports of which aggregator holds what.
-const STORED_EVERY: Duration = Duration::from_secs(2);
 
 /// How to ship.
 #[derive(Debug, Clone)]
@@ -419,18 +417,6 @@ impl Ship {
         }
     }
 
-    /// Has anybody gone on with the origin before this run's? Then this state directory is a copy. Nothing of it may be
-    /// left to ask about otherwise.
-    fn ask_about_previous(&mut self) {
-        let nodes: Vec<Node> = self.balance.nodes().cloned().collect();
-        let Some(previous) = self.options.origins.first().copied().filter(|_| !self.contact.is_asking()) else {
-            return;
-        };
-        if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
-            self.ask(node, Some(previous));
-        }
-    }
-
     fn ask(&mut self, node: &Node, origin: Option<Origin>) {
         match self.client(node) {
             Some(client) => {
@@ -487,33 +473,6 @@ impl Ship {
     fn contacted(&mut self, node: &Node, origin: Option<Origin>, answer: Option<(&IntervalSet, &IntervalSet)>) {
         if let Some(known_end) = self.contact.ended(node, origin, answer) {
             self.tell(FromShip::Contact { known_end });
-        }
-    }
-
-    /// For `outbox show`; now and then only, as it looks at every batch.
-    fn report_stored(&mut self) {
-        let now = Instant::now();
-        if now >= self.next_stored {
-            self.next_stored = now + STORED_EVERY;
-            self.gauges.set_stored_at(self.queue.stored_at());
-        }
-    }
-
-    fn report(&mut self) {
-        self.gauges.unacked_batches.set(self.queue.unacked());
-        self.gauges.undelivered_batches.set(self.queue.undelivered());
-        self.gauges.in_flight_bytes.set(self.queue.in_flight_bytes());
-        self.gauges.ejections.set(self.balance.ejections());
-        self.report_stored();
-        let done = match self.drain {
-            Some(DrainUntil::Delivered) => self.queue.undelivered() == 0,
-            Some(DrainUntil::Acked) => self.queue.unacked() == 0,
-            None => false,
-        };
-        // What the owner has said but is not read yet may be more to send.
-        if done && self.commands.is_empty() {
-            self.drain = None;
-            self.tell(FromShip::Drained);
         }
     }
 }

@@ -76,12 +76,7 @@ impl Bench {
 }
 
 fn tuning() -> Tuning {
-    Tuning {
-        contact_timeout: Duration::from_secs(10),
-        hurry: Duration::from_millis(20),
-        segment_bytes: 64 * 1024,
-        ..Default::default()
-    }
+    Tuning { contact_timeout: Duration::from_secs(10), hurry: Duration::from_millis(20), segment_bytes: 64 * 1024 }
 }
 
 fn start(config: AgentConfig, once: bool) -> (Shutdown, tokio::task::JoinHandle<anyhow::Result<End>>) {

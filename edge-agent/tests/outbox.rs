@@ -45,7 +45,12 @@ fn chunk(batches: usize, bytes: usize, at: u64) -> ChunkAppend {
     ChunkAppend {
         batches: (0..batches).map(|n| (data(&payload(n)), payload(n))).collect(),
         positions: vec![Position { source: "s".into(), key: vec![1], value: Some(at.to_be_bytes().to_vec()) }],
-        audit: vec![wire::AuditCount { dataset: "d".into(), read: batches as u64, ..Default::default() }],
+        audit: vec![wire::AuditCount {
+            dataset: "d".into(),
+            read: batches as u64,
+            published: batches as u64,
+            ..Default::default()
+        }],
         destroyed: Vec::new(),
     }
 }
@@ -286,6 +291,13 @@ fn a_damaged_record_becomes_voids_and_is_kept() {
     let kinds: Vec<Kind> = outbox.kept().iter().map(|stored| stored.place.kind).collect();
     assert_eq!(kinds, [Kind::Open, Kind::Data, Kind::Void, Kind::Data]);
     assert_eq!(position(&outbox), 3);
+    // Its events are counted as read, cut and void: the header beside the damaged payload still says how many.
+    let void = outbox.reader().read(outbox.place(origin(1), 2).unwrap()).unwrap();
+    let proto::header::Kind::Void(void) = Header::decode(void.header).unwrap().kind else { panic!("no void") };
+    assert_eq!((void.dataset.as_str(), void.events), ("d", 1));
+    assert_eq!(counted(&outbox), 3);
+    let voided: u64 = outbox.index().audit.rows().0.iter().map(|count| count.voided).sum();
+    assert_eq!(voided, 1);
     assert_eq!(std::fs::read_dir(dir.path().join("rejected")).unwrap().count(), 1);
     drop(outbox);
     assert!(open(dir.path()).1.voided.is_empty(), "once");

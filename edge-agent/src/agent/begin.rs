@@ -139,7 +139,8 @@ impl Owner {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
         self.outbox.keep_damaged(place)?;
         self.count_rejected();
-        self.void(stored, wire::VoidReason::Damaged, detail, None)
+        let data = self.outbox.claimed_data(stored.origin, stored.seq);
+        self.void(stored, wire::VoidReason::Damaged, detail, data.as_ref())
     }
 
     fn void(

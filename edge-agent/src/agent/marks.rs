@@ -56,9 +56,14 @@ pub(super) fn note_all<S: Noting>(time: impl FnOnce() -> Option<i64>, sources: &
     Noted { at, problems }
 }
 
-/// Is everything that was noted stored, in every source?
+/// Is everything that was noted stored, in every source? Each is asked, whatever the others say: what one has once
+/// stored stays so, however busy it is later.
 pub(super) fn all_stored<S: Noting>(sources: &mut [S]) -> bool {
-    sources.iter_mut().fold(true, |all, source| source.is_noted_stored() && all)
+    let mut all = true;
+    for source in sources {
+        all &= source.is_noted_stored();
+    }
+    all
 }
 
 impl Owner {

@@ -176,3 +176,29 @@ fn check_header(header: &str, value: &str, problems: &mut Problems) {
         problems.add("value", "must be at most 1024 bytes without control characters");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::pipeline::PipelineConfig;
+
+    fn problems(count: usize, same_name: bool) -> Option<String> {
+        let mut text = "dataset = \"clickstream\"\n".to_owned();
+        for n in 0..count {
+            let name = if same_name { 0 } else { n };
+            text += &format!(
+                "[[interceptors]]\ntype = \"static\"\nheader = \"h{name:02}\"\nvalue = \"{}\"\n",
+                "x".repeat(1024)
+            );
+        }
+        common::config::parse::<PipelineConfig>(&text).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn headers_that_no_batch_can_carry_are_refused_with_limit_and_sum() {
+        assert_eq!(problems(54, false), None);
+        let error = problems(60, false).unwrap();
+        let sum = 60 * (3 + 1024 + 12) + 4 + 255 + 12;
+        assert!(error.contains(&sum.to_string()) && error.contains("57344"), "{error}");
+        assert_eq!(problems(60, true), None, "set again and again it is one header");
+    }
+}

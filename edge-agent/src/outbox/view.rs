@@ -46,6 +46,8 @@ pub struct BatchView {
     pub events: u64,
     /// Bytes of header and payload.
     pub bytes: u64,
+    /// Bytes of the decoded payload.
+    pub raw_bytes: u64,
     /// Its segment file.
     pub file: String,
     /// Its record there.
@@ -118,6 +120,7 @@ fn batch(look: &Look, place: Place, name: BatchName, stored_at: Vec<String>) -> 
         dead_letters: data.is_some_and(|data| data.wire.dead_letters),
         events: data.map_or(0, |data| data.wire.events),
         bytes: u64::from(place.bytes),
+        raw_bytes: data.map_or(0, |data| data.wire.raw_bytes),
         file: common::record_log::survey::segment_file_name(place.at.segment),
         offset: place.at.offset,
         stored_at,

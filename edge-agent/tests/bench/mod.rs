@@ -57,6 +57,22 @@ impl Bench {
         }
     }
 
+    /// Lines that do not compress.
+    pub fn write_noise(&mut self, lines: u64) {
+        let mut file = OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..lines {
+            let noise: String = (0..40)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    format!("{:08x}", seed >> 32)
+                })
+                .collect();
+            writeln!(file, "2026-11-20T10:00:00Z {noise} {}", self.next).unwrap();
+            self.next += 1;
+        }
+    }
+
     pub fn config(&self, fake: &Fake, more: &str) -> AgentConfig {
         self.config_at(&self.state(), fake, more)
     }

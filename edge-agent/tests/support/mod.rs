@@ -1,5 +1,7 @@
 //! A scripted aggregator on 127.0.0.1:0: stores what it gets in memory and answers as the test says.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -15,7 +17,6 @@ use tonic::{Request, Response, Status};
 
 /// What the next appends are answered, before the default (`durable`).
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "each test file scripts a part of it")]
 pub enum Script {
     Busy(u64),
     Retry,
