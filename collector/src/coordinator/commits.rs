@@ -317,3 +317,49 @@ impl Coordinator {
         row.not_before = not_before;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::intake::tests::{coordinator, dated};
+    use super::super::{AppendAnswer, Event};
+    use super::*;
+
+    /// Two groups that are being closed, and everything in them is answered.
+    fn closing(at: Now) -> Coordinator {
+        let mut owner = coordinator();
+        for (group, delivery) in [(0, dated(1, 1)), (1, dated(2, 2))] {
+            let id = delivery.id.clone();
+            owner.handle(Event::Arrived { stream: 7, delivery }, at);
+            owner.handle(Event::Appended { group, id, answer: AppendAnswer::Appended }, at);
+        }
+        owner.handle(Event::Roll { stream: 7 }, at);
+        assert!(owner.staged().groups().all(|(_, group)| matches!(group.state, GroupState::Closing { .. })));
+        owner
+    }
+
+    fn drafted(owner: &Coordinator) -> Option<Vec<u64>> {
+        owner.planner.draft().map(|draft| draft.groups.clone())
+    }
+
+    #[test]
+    fn files_that_close_together_go_in_one_record_and_none_waits_long_for_another() {
+        let begun = Instant::now();
+        let at = |millis| Now { instant: begun + Duration::from_millis(millis), unix_ms: 0 };
+        let close =
+            |owner: &mut Coordinator, group, now| owner.handle(Event::Closed { group, result: Ok(vec![]) }, now);
+
+        let mut owner = closing(at(0));
+        close(&mut owner, 1, at(10));
+        owner.handle(Event::Tick, at(900));
+        assert_eq!(drafted(&owner), None, "the other one may come in time");
+        close(&mut owner, 0, at(950));
+        assert_eq!(drafted(&owner), Some(vec![0, 1]));
+
+        let mut owner = closing(at(0));
+        close(&mut owner, 1, at(10));
+        owner.handle(Event::Tick, at(1009));
+        assert_eq!(drafted(&owner), None);
+        owner.handle(Event::Tick, at(1010));
+        assert_eq!(drafted(&owner), Some(vec![1]), "it does not wait for a close that takes longer");
+    }
+}

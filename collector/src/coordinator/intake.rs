@@ -227,7 +227,7 @@ fn quarantine_key(now: Now) -> GroupKey {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashMap;
     use std::time::Instant;
 
@@ -236,10 +236,10 @@ mod tests {
 
     use super::*;
     use crate::config::dataset::DatasetConfig;
-    use crate::coordinator::{Event, Replayed, Settings};
+    use crate::coordinator::{Credit, Event, Replayed, Settings};
     use crate::roll::{GroupLimits, TotalLimits};
 
-    fn coordinator() -> Coordinator {
+    pub(in crate::coordinator) fn coordinator() -> Coordinator {
         let long = Duration::from_secs(3600);
         let dataset = (DatasetName::new("d").unwrap(), Arc::new(DatasetConfig::named("d")));
         let settings = Settings {
@@ -258,14 +258,18 @@ mod tests {
         Coordinator::new(settings, Replayed::default(), "s".into(), Box::new(|| [0; 16]), Instant::now())
     }
 
-    fn delivery(seq: u64) -> Box<Delivery> {
+    pub(in crate::coordinator) fn delivery(seq: u64) -> Box<Delivery> {
+        dated(seq, 1)
+    }
+
+    pub(in crate::coordinator) fn dated(seq: u64, date: i32) -> Box<Delivery> {
         let header = wire::BatchHeader {
             format: proto::FORMAT,
             origin: Origin::mint(5, 5).to_bytes(),
             seq,
             kind: Some(wire::batch_header::Kind::Data(wire::Data {
                 dataset: "d".into(),
-                partition: Some(wire::Partition { date: 1, hour: None }),
+                partition: Some(wire::Partition { date, hour: None }),
                 codec: wire::Codec::None as i32,
                 framing: wire::Framing::Lines as i32,
                 events: 1,
@@ -300,6 +304,39 @@ mod tests {
         assert!(entry.refused.is_some());
         let again = owner.handle(Event::Arrived { stream: 7, delivery: delivery(1) }, now);
         assert!(again.is_empty(), "it waits for the quarantine file: {again:?}");
+    }
+
+    /// One batch waits until an earlier one of its partition is answered, others do not wait with it.
+    #[test]
+    fn a_partition_is_busy_past_its_part_of_the_credit_and_others_go_in() {
+        let mut owner = coordinator();
+        let now = Now { instant: Instant::now(), unix_ms: 0 };
+        let credit = Credit { all: 1 << 20, stream: 8 << 10 };
+        owner.handle(Event::Measured { groups: vec![], over: false, credit }, now);
+        let arrive = |owner: &mut Coordinator, seq, date| {
+            let actions = owner.handle(Event::Arrived { stream: 7, delivery: dated(seq, date) }, now);
+            actions.into_iter().find_map(|action| match action {
+                Action::Append { delivery, .. } => Some(Ok(delivery.id.seq)),
+                Action::Answer { answer, .. } => Some(Err(answer.answer)),
+                _ => None,
+            })
+        };
+        assert_eq!(arrive(&mut owner, 1, 1), Some(Ok(1)));
+        assert_eq!(arrive(&mut owner, 2, 1), Some(Ok(2)));
+        let Some(Err(Some(Kinds::Busy(busy)))) = arrive(&mut owner, 3, 1) else { panic!("its part is taken") };
+        assert!(busy.delay_ms <= 100, "{busy:?}");
+        assert!(owner.staged().find(&delivery(3).id).is_none(), "nothing of it is kept here");
+        assert_eq!(arrive(&mut owner, 4, 2), Some(Ok(4)), "another partition of the same stream");
+        // The group goes, and its file still holds what was handed to it.
+        owner.poison(0, "as the test says", now.instant);
+        owner.actions.clear();
+        for (seq, date) in [(5, 3), (6, 4), (7, 5)] {
+            assert_eq!(arrive(&mut owner, seq, date), Some(Ok(seq)));
+        }
+        assert!(matches!(arrive(&mut owner, 8, 6), Some(Err(Some(Kinds::Busy(_))))), "three quarters are held");
+        let poisoned = AppendAnswer::Poisoned("timed out".into());
+        owner.handle(Event::Appended { group: 0, id: delivery(1).id, answer: poisoned }, now);
+        assert_eq!(arrive(&mut owner, 8, 6), Some(Ok(8)), "once it is answered there is room");
     }
 
     /// During an outage aggregators may come back any number of times.
