@@ -465,6 +465,65 @@ fn a_segment_of_zeros_is_kept_and_named_before_and_after_a_start() {
     assert_eq!(held(dir), built.held);
 }
 
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_dir(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_a_segment_is_found_and_costs_at_most_one_batch() {
+    let built = build();
+    let all = segments(built.dir.path());
+    let bytes: u64 = all.iter().map(|(_, path)| fs::metadata(path).unwrap().len()).sum();
+    // A prime, so that every kind of place comes up.
+    for at in (0..bytes).step_by(1381) {
+        let copy = tempfile::tempdir().unwrap();
+        copy_dir(built.dir.path(), copy.path());
+        let mut rest = at;
+        for (_, path) in segments(copy.path()) {
+            let len = fs::metadata(&path).unwrap().len();
+            if rest < len {
+                flip(&path, rest);
+                break;
+            }
+            rest -= len;
+        }
+        let (code, findings) = check(copy.path());
+        assert!(code == FOUND && !findings.is_empty(), "byte {at} is not found");
+        let report = repair(copy.path());
+        let mut held = held(copy.path());
+        let kept = held.len();
+        held.retain(|id, bytes| built.held.get(id).is_some_and(|before| before == bytes));
+        assert_eq!(held.len(), kept, "byte {at}: what was answered is not delivered again, and no byte is made up");
+        let lost = seqs_lost(&report).len().max(usize::from(report["unknown_bytes"].as_u64() > Some(0)));
+        assert!(built.held.len() - kept <= lost.min(1), "byte {at}: {} lost, {report:#}", built.held.len() - kept);
+    }
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_the_ledger_costs_no_batch() {
+    let built = build();
+    let len = fs::metadata(built.dir.path().join("ledger/db")).unwrap().len();
+    for at in (0..len.min(4096)).step_by(193).chain((4096..len).step_by(60_013)) {
+        let copy = tempfile::tempdir().unwrap();
+        copy_dir(built.dir.path(), copy.path());
+        flip(&copy.path().join("ledger/db"), at);
+        let (code, findings) = check(copy.path());
+        if code == FOUND {
+            assert!(findings.iter().all(|finding| finding["fate"] != "lost"), "byte {at}: {findings:#?}");
+            repair(copy.path());
+        }
+        let held = held(copy.path());
+        assert!(built.held.keys().all(|id| held.contains_key(id)), "byte {at}: a batch is gone");
+    }
+}
+
 #[test]
 fn a_repair_that_was_cut_off_is_made_again() {
     let mut built = build();
