@@ -26,8 +26,8 @@ const OWED: usize = 64;
 const TRIES: u32 = 5;
 
 /// Where a person finds the batch.
-const WAY_OUT: &str = "the collectors keep the whole batch, with this reason, in a file of today under _catchment/quarantine/ at the \
-     destination; correct what the reason names, then put the batch's events back into a log that is read";
+const WAY_OUT: &str = "the collectors keep the whole batch, with this reason, in a file under _catchment/quarantine/ and the \
+     UTC day at the destination: `hdfs dfs -ls -R DESTINATION/_catchment/quarantine` lists them; correct what the reason names";
 
 #[derive(Debug, Default)]
 struct Owed {
