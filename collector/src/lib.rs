@@ -28,5 +28,6 @@ pub mod receive;
 pub mod replay;
 pub mod roll;
 pub mod run;
+pub mod seal;
 pub mod status;
 pub mod store;

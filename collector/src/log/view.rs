@@ -86,6 +86,9 @@ pub struct Applied {
     pub sealed: Vec<PartitionKey>,
     /// Partitions in which it publishes or replaces files.
     pub published: Vec<PartitionKey>,
+    /// Origins with a mark that does not count since it is too far ahead of the record's time, and by how much,
+    /// milliseconds: a clock is wrong.
+    pub marks_ahead: Vec<(OriginKey, i64)>,
 }
 
 /// What records of an incarnation say of it.
@@ -151,12 +154,13 @@ impl View {
     fn publish(&mut self, n: u64, record: &wire::CommitRecord, publish: &wire::Publish) -> Result<Applied, MergeError> {
         let time = record.time_unix_ms;
         let covers = covers(n, publish)?;
-        let mut twice = 0;
+        let (mut twice, mut marks_ahead) = (0, Vec::new());
         for (cover, wire) in covers.iter().zip(&publish.covers) {
             twice += self.committed.add(cover, time);
             self.expired.add(&Cover::of(cover.key.clone(), cover.expired.clone()), time);
             if !cover.seqs.is_empty() {
-                self.origins.cover(n, time, cover, wire, &self.committed);
+                let ahead = self.origins.cover(n, time, cover, wire, &self.committed);
+                marks_ahead.extend(ahead.map(|by| (cover.key.clone(), by)));
             }
             self.audit.cover(&cover.key.agent, wire, time);
         }
@@ -168,7 +172,7 @@ impl View {
             remove: Vec::new(),
             markers,
         };
-        Ok(Applied { covers, twice, finish, published, ..Applied::default() })
+        Ok(Applied { covers, twice, finish, published, marks_ahead, ..Applied::default() })
     }
 
     fn expire(&mut self, n: u64, expire: &wire::Expire) -> Result<Applied, MergeError> {

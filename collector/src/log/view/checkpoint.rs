@@ -1,14 +1,12 @@
 //! A view as a checkpoint and back. Origins, agents and partitions stand in a fixed order, so that equal views give
 //! equal bytes.
 
-use std::collections::BTreeMap;
-
 use proto::ids::{AgentName, Origin};
 use proto::intervals::IntervalSet;
 use proto::wire;
 
 use super::audit::AuditTable;
-use super::origins::{AgentRow, OriginRow};
+use super::origins::{AgentRow, Begin, Closed, OriginRow, Rare};
 use super::partitions::{OpenPartition, PartitionRow, SealedPartition, State, Sums};
 use super::{View, partitions};
 use crate::ledger::committed::{Cover, MergeError, origin_key};
@@ -18,24 +16,13 @@ impl View {
     /// As a checkpoint that covers the records below [`View::next`].
     pub fn to_checkpoint(&self) -> wire::Checkpoint {
         let origins = self.origins.agents.iter().flat_map(|(agent, row)| {
-            row.origins.iter().map(|(origin, state)| self.origin_out(agent, *origin, row, state))
+            row.origins.iter().map(|(origin, state)| self.origin_out(agent, *origin, state))
         });
-        let (mut agents, mut named) = (Vec::new(), Vec::new());
-        for (name, row) in &self.origins.agents {
-            agents.push(agent_out(name, row));
-            let unknown = row.named_ends.iter().filter(|(origin, _)| !row.origins.contains_key(origin));
-            named.extend(unknown.map(|(origin, ends)| wire::CheckpointOrigin {
-                agent: name.to_string(),
-                origin: origin.to_bytes(),
-                named_ends: ends.iter().copied().collect(),
-                ..Default::default()
-            }));
-        }
         wire::Checkpoint {
             format: proto::FORMAT,
             next: self.next,
-            origins: origins.chain(named).collect(),
-            agents,
+            origins: origins.collect(),
+            agents: self.origins.agents.iter().map(|(name, row)| agent_out(name, row)).collect(),
             partitions: self.partitions.rows.iter().map(|(key, row)| partition_out(key, row)).collect(),
             horizon_unix_ms: self.horizon_unix_ms,
             expired: self.expired.to_rows(),
@@ -43,29 +30,29 @@ impl View {
         }
     }
 
-    fn origin_out(
-        &self,
-        agent: &AgentName,
-        origin: Origin,
-        row: &AgentRow,
-        state: &OriginRow,
-    ) -> wire::CheckpointOrigin {
-        let ends = row.named_ends.get(&origin);
-        wire::CheckpointOrigin {
+    fn origin_out(&self, agent: &AgentName, origin: Origin, row: &OriginRow) -> wire::CheckpointOrigin {
+        let close = |close: Closed| wire::SeqClose {
+            seq: close.seq,
+            close: Some(wire::Close { left: close.left, ..Default::default() }),
+        };
+        let mut out = wire::CheckpointOrigin {
             agent: agent.to_string(),
             origin: origin.to_bytes(),
             committed: self.committed.origin(agent, origin).map(Into::into),
             last_commit_unix_ms: self.committed.last_commit_unix_ms(agent, origin).unwrap_or_default(),
-            open: state.open.clone(),
-            close: state.close.as_ref().map(|(seq, close)| wire::SeqClose { seq: *seq, close: Some(close.clone()) }),
-            named_ends: ends.into_iter().flatten().copied().collect(),
-            counted_mark_unix_ms: state.counted_mark_unix_ms,
-            waiting_marks: (state.waiting_marks.iter())
-                .map(|(seq, at)| wire::WaitingMark { seq: *seq, at_unix_ms: *at })
-                .collect(),
-            abandoned: (!state.abandoned.is_empty()).then(|| (&state.abandoned).into()),
-            abandoned_unix_ms: state.abandoned_unix_ms,
+            open: row.begin.to_open(),
+            close: row.close.map(close),
+            counted_mark_unix_ms: row.counted_mark_unix_ms,
+            ..Default::default()
+        };
+        if let Some(rare) = row.rare() {
+            let mark = |(seq, at): (&u64, &i64)| wire::WaitingMark { seq: *seq, at_unix_ms: *at };
+            out.waiting_marks = rare.waiting_marks.iter().map(mark).collect();
+            out.abandoned = (!rare.abandoned.is_empty()).then(|| (&rare.abandoned).into());
+            out.abandoned_unix_ms = rare.abandoned_unix_ms;
+            out.named_ends.clone_from(&rare.ends);
         }
+        out
     }
 
     /// From a checkpoint; `n` is its number, for the message.
@@ -79,14 +66,7 @@ impl View {
             let key = origin_key(&origin.agent, &origin.origin).map_err(|detail| malformed(n, detail))?;
             let set = set_in(n, origin.committed.as_ref())?;
             let agent = view.origins.agents.entry(key.agent.clone()).or_default();
-            if !origin.named_ends.is_empty() {
-                agent.named_ends.insert(key.origin, origin.named_ends.iter().copied().collect());
-            }
-            let abandoned = set_in(n, origin.abandoned.as_ref())?;
-            if set.is_empty() && origin.abandoned_unix_ms.is_none() {
-                continue;
-            }
-            agent.origins.insert(key.origin, origin_in(origin, abandoned));
+            agent.origins.insert(key.origin, origin_in(n, origin)?);
             if !set.is_empty() {
                 view.committed.add(&Cover::of(key, set), origin.last_commit_unix_ms);
             }
@@ -110,15 +90,20 @@ fn set_in(n: u64, set: Option<&wire::IntervalSet>) -> Result<IntervalSet, MergeE
     Ok(set.unwrap_or_default())
 }
 
-fn origin_in(origin: &wire::CheckpointOrigin, abandoned: IntervalSet) -> OriginRow {
-    OriginRow {
-        open: origin.open.clone(),
-        close: origin.close.as_ref().and_then(|close| Some((close.seq, close.close.clone()?))),
-        counted_mark_unix_ms: origin.counted_mark_unix_ms,
+fn origin_in(n: u64, origin: &wire::CheckpointOrigin) -> Result<OriginRow, MergeError> {
+    let rare = Rare {
         waiting_marks: origin.waiting_marks.iter().map(|mark| (mark.seq, mark.at_unix_ms)).collect(),
-        abandoned,
+        abandoned: set_in(n, origin.abandoned.as_ref())?,
         abandoned_unix_ms: origin.abandoned_unix_ms,
-    }
+        ends: origin.named_ends.clone(),
+    };
+    let left = |close: &wire::SeqClose| close.close.as_ref().is_some_and(|close| close.left);
+    Ok(OriginRow {
+        begin: origin.open.as_ref().map_or(Begin::Unknown, Begin::of),
+        close: origin.close.as_ref().map(|close| Closed { seq: close.seq, left: left(close) }),
+        counted_mark_unix_ms: origin.counted_mark_unix_ms,
+        rare: (rare != Rare::default()).then(|| Box::new(rare)),
+    })
 }
 
 fn agent_out(name: &AgentName, row: &AgentRow) -> wire::CheckpointAgent {
@@ -132,6 +117,7 @@ fn agent_out(name: &AgentName, row: &AgentRow) -> wire::CheckpointAgent {
         last_forget_unix_ms: row.last_forget.map(|(at, _)| at),
         forget_record: row.last_forget.map(|(_, n)| n),
         first_record: row.first_record,
+        new_root_unix_ms: row.new_root_unix_ms,
     }
 }
 
@@ -145,14 +131,14 @@ fn agent_in(n: u64, agent: &wire::CheckpointAgent) -> Result<(AgentName, AgentRo
         }
     };
     let row = AgentRow {
-        origins: BTreeMap::new(),
-        named_ends: BTreeMap::new(),
         first_record: agent.first_record,
         first_record_unix_ms: agent.first_record_unix_ms,
         last_record_unix_ms: agent.last_record_unix_ms,
         expired,
         forgotten_unix_ms: agent.forgotten_unix_ms,
         last_forget: agent.last_forget_unix_ms.zip(agent.forget_record),
+        new_root_unix_ms: agent.new_root_unix_ms,
+        ..AgentRow::default()
     };
     Ok((name, row))
 }
