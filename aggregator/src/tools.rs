@@ -14,6 +14,7 @@ use clap::{Args, Subcommand};
 use common::config;
 use serde::Serialize;
 
+use crate::channel::finding::Finding;
 use crate::config::Config;
 
 /// All is well.
@@ -22,6 +23,9 @@ pub const CLEAN: u8 = 0;
 pub const FOUND: u8 = 1;
 /// It could not be looked at, or what was asked could not be done.
 pub const FAILED: u8 = 2;
+
+/// Most findings in a text.
+const FINDINGS: usize = 200;
 
 /// Which channel, and how to print.
 #[derive(Debug, Clone, Default, Args)]
@@ -145,6 +149,17 @@ fn utc(unix_ms: i64) -> String {
 /// `batch` or `batches`.
 fn batches(count: u64) -> String {
     format!("{count} {}", if count == 1 { "batch" } else { "batches" })
+}
+
+/// As text, the first of many.
+fn print_findings(out: &mut dyn Write, findings: &[Finding]) -> anyhow::Result<()> {
+    for finding in findings.iter().take(FINDINGS) {
+        writeln!(out, "{finding}")?;
+    }
+    if findings.len() > FINDINGS {
+        writeln!(out, "and {} more findings: see --json", findings.len() - FINDINGS)?;
+    }
+    Ok(())
 }
 
 fn size(bytes: u64) -> String {

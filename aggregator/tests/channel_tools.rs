@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aggregator::channel::bitmap::Bitmap;
 use aggregator::channel::index::SegmentIndex;
 use aggregator::channel::{AppendJob, Appended, ChannelEvent, ChannelHandle, ChannelOptions, Location, Released};
 use aggregator::tools::{At, CLEAN, FAILED, FOUND, Tool, execute};
@@ -465,6 +466,17 @@ fn a_segment_of_zeros_is_kept_and_named_before_and_after_a_start() {
     assert_eq!(held(dir), built.held);
 }
 
+/// Opens the channel without a repair; how many batches it holds.
+fn starts_with(dir: &Path) -> usize {
+    let mut open = Open::at(dir);
+    let Ok(ChannelEvent::Reset(snapshot)) = open.events.try_recv() else { panic!("no snapshot") };
+    let held =
+        |(_, index, answered): &(u64, Arc<SegmentIndex>, Bitmap)| index.entries.len() - answered.count() as usize;
+    let held = snapshot.segments.iter().map(held).sum();
+    open.stop();
+    held
+}
+
 fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -494,6 +506,9 @@ fn a_flipped_byte_anywhere_in_a_segment_is_found_and_costs_at_most_one_batch() {
             }
             rest -= len;
         }
+        let started = tempfile::tempdir().unwrap();
+        copy_dir(copy.path(), started.path());
+        assert!(starts_with(started.path()) + 1 >= built.held.len(), "byte {at}: a start does without the tools");
         let (code, findings) = check(copy.path());
         assert!(code == FOUND && !findings.is_empty(), "byte {at} is not found");
         let report = repair(copy.path());
@@ -563,6 +578,34 @@ fn tools_beside_a_running_channel_look_and_change_nothing() {
     open.append(&id(1, 40), &payload(&id(1, 40)));
     open.stop();
     assert_eq!(held(dir.path()).len(), 41);
+}
+
+#[test]
+fn a_check_finds_nothing_in_what_only_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut open = Open::at(dir.path());
+    open.append(&id(1, 0), &payload(&id(1, 0)));
+    let writer = std::thread::spawn(move || {
+        for seq in 1..300 {
+            for agent in [1, 2] {
+                let id = id(agent, seq);
+                open.append(&id, &vec![seq as u8; 3000].into());
+                if seq % 7 != 0 {
+                    open.release(&[id]);
+                }
+            }
+        }
+        open.stop();
+    });
+    let mut rounds = 0;
+    while !writer.is_finished() {
+        rounds += 1;
+        let (code, report) = tool(Tool::Check { at: at(dir.path()) });
+        assert_eq!((code, &report["findings"]), (CLEAN, &Value::Array(vec![])), "round {rounds}");
+    }
+    writer.join().unwrap();
+    assert!(rounds > 2, "they ran at the same time");
+    assert_eq!(check(dir.path()), (CLEAN, vec![]));
 }
 
 #[test]

@@ -5,6 +5,8 @@ use proto::header::{Header, HeaderError};
 use proto::ids::{AgentName, IdError};
 
 const FORMAT: u8 = 1;
+/// Bytes beside name and header.
+pub const OVERHEAD_BYTES: u64 = 2;
 
 /// Why the small part of a record cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use common::record_log::survey::{Seal, Survey, claimed_records, segment_file_name};
+use common::record_log::survey::{RECORD_BYTES, Seal, Survey, claimed_records, segment_file_name};
 use common::record_log::{LoadedRecord, LogError, ReadError, RecordAt, RecordReader};
 use proto::ids::BatchId;
 
 use super::bitmap::Bitmap;
 use super::finding::{Fate, Finding, Kind};
-use super::index::{IndexBuilder, SegmentIndex};
+use super::index::{Entry, IndexBuilder, SegmentIndex};
 use super::survey::Depth;
 use super::{meta, recover};
 
@@ -107,7 +107,7 @@ fn sealed(
     let (mut bad, mut findings) = (Bitmap::new(len), Vec::new());
     if depth == Depth::Everything {
         for (ordinal, entry) in (0u32..).zip(&index.entries) {
-            if let Some(finding) = check(place.id, u64::from(entry.offset), Some(index.id(ordinal)), reader) {
+            if let Some(finding) = check(place.id, (entry.offset, bytes_of(&index, entry)), index.id(ordinal), reader) {
                 bad.set(ordinal);
                 findings.push(finding);
             }
@@ -134,7 +134,8 @@ fn unsealed(
             Ok(entry) => {
                 let ordinal = builder.push(&entry);
                 if depth == Depth::Everything
-                    && let Some(finding) = check(place.id, record.at.offset, Some(entry.id), reader)
+                    && let Some(finding) =
+                        check(place.id, (entry.offset, record.end() - record.at.offset), entry.id, reader)
                 {
                     unread.push(ordinal);
                     findings.push(finding);
@@ -279,13 +280,17 @@ fn batch_header(segment: u64, record: &LoadedRecord, error: &str) -> Finding {
     finding.at(record.at.offset, record.end() - record.at.offset).fate(Fate::Unknown)
 }
 
+/// Length of the record of an entry.
+fn bytes_of(index: &SegmentIndex, entry: &Entry) -> u64 {
+    RECORD_BYTES + meta::OVERHEAD_BYTES + index.origin_of(entry).0.as_str().len() as u64 + entry.bytes()
+}
+
 /// Reads one record whole. None: it is what it should be.
-fn check(segment: u64, offset: u64, id: Option<BatchId>, reader: &RecordReader) -> Option<Finding> {
+fn check(segment: u64, (offset, bytes): (u32, u64), id: BatchId, reader: &RecordReader) -> Option<Finding> {
+    let offset = u64::from(offset);
     let finding = |kind, what: String| {
         let finding = Finding::new(kind, file_of(segment), what).fate(Fate::Unknown);
-        let mut finding = id.clone().into_iter().fold(finding, Finding::of);
-        finding.offset = Some(offset);
-        Some(finding)
+        Some(finding.of(id.clone()).at(offset, bytes))
     };
     let record = match reader.read(RecordAt { segment, offset }) {
         Ok(record) => record,
@@ -306,7 +311,7 @@ fn check(segment: u64, offset: u64, id: Option<BatchId>, reader: &RecordReader) 
         }
     };
     let found = BatchId { agent, origin: header.origin, seq: header.seq };
-    if id.as_ref().is_some_and(|id| *id != found) {
+    if found != id {
         return finding(Kind::BatchHeader, format!("the record holds batch {found}, the footer names another"));
     }
     match header.check_payload(&record.body) {

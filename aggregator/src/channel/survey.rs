@@ -119,7 +119,8 @@ impl ChannelSurvey {
             let place = segment_view::Place {
                 id: *id,
                 path,
-                newest: newest.is_none_or(|newest| newest == *id),
+                // One that was begun while we looked is as new.
+                newest: newest.is_none_or(|newest| *id >= newest),
                 moving: self.running.is_some(),
             };
             let mut seen = segment_view::look(&place, &reader, depth);
@@ -298,8 +299,9 @@ impl ChannelSurvey {
 
 fn finding_ordinal(segments: &[SegmentView], segment: u64, finding: &Finding) -> Option<u32> {
     let view = segments.iter().find(|view| view.id == segment)?;
-    let at = |entry: &super::index::Entry| Some(u64::from(entry.offset)) == finding.offset;
-    view.index.entries.iter().position(at).map(|ordinal| ordinal as u32)
+    let offset = u32::try_from(finding.offset?).ok()?;
+    // In the order in which they were appended.
+    view.index.entries.binary_search_by_key(&offset, |entry| entry.offset).ok().map(|ordinal| ordinal as u32)
 }
 
 fn no_ledger(kind: Kind, what: String) -> Finding {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{CLEAN, FAILED, FOUND, batches, print, size};
+use super::{CLEAN, FAILED, FOUND, batches, print, print_findings, size};
 use crate::channel::finding::Finding;
 use crate::channel::lock;
 use crate::channel::repair::DAMAGED;
@@ -55,9 +55,7 @@ pub fn check(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<u8> 
 }
 
 fn text(report: &Report<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
-    for finding in report.findings {
-        writeln!(out, "{finding}")?;
-    }
+    print_findings(out, report.findings)?;
     let found = match report.findings.len() {
         0 => "no problem found".to_owned(),
         1 => "1 finding".to_owned(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use proto::ids::{AgentName, DatasetName};
 use serde::Serialize;
 
-use super::{CLEAN, FOUND, batches, print, size};
+use super::{CLEAN, FOUND, batches, print, print_findings, size};
 use crate::channel::export::{Exported, Selection, export as write_out};
 use crate::channel::finding::Finding;
 use crate::channel::survey::{ChannelSurvey, Depth};
@@ -46,9 +46,7 @@ pub fn export(dir: &Path, wanted: Wanted, json: bool, out: &mut dyn Write) -> an
             &Report { data_dir: dir, to, answers_known: survey.answers_known(), exported: &exported, findings },
         )?;
     } else {
-        for finding in findings {
-            writeln!(out, "{finding}")?;
-        }
+        print_findings(out, findings)?;
         let (count, files, bytes) = (batches(exported.batches), exported.files, size(exported.bytes));
         writeln!(out, "{}: {count} in index.jsonl, {files} payload files, {bytes}", wanted.to.display())?;
         if exported.skipped > 0 {

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::{CLEAN, FOUND, batches, print};
+use super::{CLEAN, FOUND, batches, print, print_findings};
 use crate::channel::finding::Finding;
 use crate::channel::repair::{self, DAMAGED, Plan, Step};
 use crate::channel::survey::{ChannelSurvey, Depth};
@@ -50,9 +50,7 @@ fn text(report: &Report<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "{}: there is nothing to repair", report.data_dir.display())?;
         return Ok(());
     }
-    for finding in report.findings {
-        writeln!(out, "{finding}")?;
-    }
+    print_findings(out, report.findings)?;
     writeln!(out, "{}:", if report.dry_run { "would be done" } else { "done" })?;
     for step in &report.plan.steps {
         writeln!(out, "  {}", step_text(step))?;
@@ -63,9 +61,7 @@ fn text(report: &Report<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
         (false, true) => writeln!(out, "checked again: no problem found; the aggregator can be started")?,
         (false, false) => {
             writeln!(out, "checked again, this is left; the aggregator starts all the same:")?;
-            for finding in report.left {
-                writeln!(out, "{finding}")?;
-            }
+            print_findings(out, report.left)?;
         }
     }
     Ok(())

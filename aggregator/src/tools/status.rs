@@ -114,7 +114,7 @@ fn events(dir: &Path, oldest: &Oldest) -> Option<Events> {
     let record = RecordReader::new(dir.join("seg")).read(at).ok()?;
     let (_, header) = decode_meta(&record.meta).ok()?;
     let header = proto::header::Header::decode(header).ok()?;
-    let data = header.data().filter(|data| !data.wire.dead_letters)?;
+    let data = header.data().filter(|data| !data.wire.dead_letters && data.wire.max_event_time_us != 0)?;
     Some(Events {
         events: data.wire.events,
         min_event_time_us: data.wire.min_event_time_us,

@@ -14,6 +14,9 @@ use crate::record_log::{LoadedRecord, LogError};
 /// Ending of a segment file that recovery set aside because nothing in it could be read.
 pub const ASIDE_SUFFIX: &str = ".seg.damaged";
 
+/// Length of the fixed part of a record.
+pub const RECORD_BYTES: u64 = RECORD_HEADER_BYTES as u64;
+
 /// How a segment file ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seal {
