@@ -216,21 +216,48 @@ async fn damage_is_named_with_its_place_and_nothing_is_changed() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_segment_file_is_told_by_the_seqs_that_were_in_it() {
-    let (fake, mut bench) = (Fake::start().await, Bench::new());
+/// Three segments, the first ones sealed.
+async fn several_segments(fake: &Fake, bench: &mut Bench) -> AgentConfig {
     fake.with(|state| state.commit_opens_only = true);
-    let config = bench.config(&fake, "");
-    // Several segments.
-    for round in 0..3 {
+    let config = bench.config(fake, "");
+    for round in 1..=3 {
         bench.write_noise(400);
         let (stop, task) = start(config.clone(), false);
-        fake.until("the lines", |state| state.lines().len() == 400 * (round + 1)).await;
+        fake.until("the lines", |state| state.lines().len() == 400 * round).await;
         stop.stop_now();
         task.await.unwrap().unwrap();
     }
     let files = segment_files(&config);
     assert!(files.len() > 2, "{files:?}");
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_byte_of_a_sealed_segment_is_checked() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    let config = several_segments(&fake, &mut bench).await;
+    let file = segment_files(&config).remove(0);
+    let good = std::fs::read(&file).unwrap();
+    assert_eq!(json(&config, &["outbox", "check", "--json"]).1, Some(0));
+    for at in [2, 30, good.len() / 3, good.len() / 2, good.len() - 100, good.len() - 5] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        std::fs::write(&file, &bytes).unwrap();
+        let (checked, code) = json(&config, &["outbox", "check", "--json"]);
+        assert_eq!(code, Some(1), "byte {at}: {checked}");
+        let finding = &checked["findings"][0];
+        assert_eq!(finding["severity"], "damage", "byte {at}: {checked}");
+        assert_eq!(finding["file"].as_str(), file.file_name().unwrap().to_str());
+        assert!(finding["offset"].as_u64().unwrap() <= at as u64, "byte {at}: {checked}");
+        assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_segment_file_is_told_by_the_seqs_that_were_in_it() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    let config = several_segments(&fake, &mut bench).await;
+    let files = segment_files(&config);
     let (shown, _) = json(&config, &["outbox", "show", "--json"]);
     let lost = files[1].file_name().unwrap().to_str().unwrap();
     let in_it: Vec<&Value> = shown["batches"].as_array().unwrap().iter().filter(|b| b["file"] == lost).collect();
@@ -257,6 +284,12 @@ async fn adopt_says_what_it_does_and_a_dry_run_does_nothing() {
     copy_dir(&bench.state(), &moved);
     let config = bench.config_at(&moved, &fake, "");
     let before = contents(&moved);
+    let (status, _) = json(&config, &["status", "--json"]);
+    assert_eq!(
+        (status["store"]["is_copy"].as_bool(), &status["store"]["recorded_agent"]),
+        (Some(true), &"web-1".into())
+    );
+    assert!(text(&tool(&config, &["status"])).contains("outbox adopt"));
     let dry = tool(&config, &["outbox", "adopt", "--dry-run"]);
     assert!(dry.status.success() && text(&dry).contains("would adopt"), "{}", text(&dry));
     assert_eq!(contents(&moved), before);

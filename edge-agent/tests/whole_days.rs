@@ -51,6 +51,23 @@ async fn marks_come_also_while_nothing_is_written_and_never_claim_what_is_not_cu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_time_of_an_aggregator_there_is_no_mark() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(10);
+    let mut config = bench.config(&fake, "drain_deadline = \"200ms\"");
+    config.aggregators.peers = vec!["127.0.0.1:1".into()];
+    config.mark_every = Span::millis(20);
+    let silent = Tuning { contact_timeout: Duration::ZERO, ..tuning() };
+    let (stop, task) = start_tuned(config, false, silent);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    let look = edge_agent::outbox::look::look(&bench.state().join("outbox"), true).unwrap();
+    let kinds: Vec<&str> = edge_agent::outbox::view::batches(&look, "web-1", None).iter().map(|b| b.kind).collect();
+    assert_eq!(kinds, ["open", "close"], "nothing to claim without a time, not even at the drain");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_cannot_be_read_stops_the_marks() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     bench.write(10);

@@ -140,13 +140,14 @@ pub fn status(agent: &str, gauges: &Gauges) -> serde_json::Value {
         ("rejected_bytes", |g| &g.rejected_bytes),
         ("marks", |g| &g.marks),
         ("last_mark_unix_ms", |g| &g.last_mark_unix_ms),
-        ("seconds_to_loss", |g| &g.seconds_to_loss),
         ("files", |g| &g.files),
         ("ejections", |g| &g.ejections),
     ];
     for (key, pick) in numbers {
         map.insert((*key).into(), pick(gauges).get().into());
     }
+    let to_loss = Some(gauges.seconds_to_loss.get()).filter(|seconds| *seconds < u64::MAX);
+    map.insert("seconds_to_loss".into(), to_loss.into());
     for (answer, pick) in SENDS {
         map.insert(format!("sends_{answer}"), pick(gauges).get().into());
     }

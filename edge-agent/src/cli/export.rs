@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use proto::wire::Codec;
 use serde::Serialize;
 
-use super::outbox::{code, print_findings, print_json, stored_at};
+use super::outbox::{code, owner_name, print_findings, print_json, stored_at};
 use crate::config::AgentConfig;
 use crate::outbox::look::{Look, look};
 use crate::outbox::read::{BatchReadError, BatchReader};
@@ -45,7 +45,7 @@ pub fn run(config: &AgentConfig, to: &Path, json: bool, out: &mut dyn Write) -> 
     let look = look(&dir, true)?;
     make_empty(to)?;
     let reader = BatchReader::of_dir(dir);
-    let agent = config.agent_name()?.to_string();
+    let agent = owner_name(config)?;
     let views = batches(&look, &agent, stored_at(config).as_ref());
     let mut index = BufWriter::new(create(&to.join("index.jsonl"))?);
     let mut exported = Exported::default();

@@ -14,7 +14,7 @@ use super::export;
 use crate::config::AgentConfig;
 use crate::outbox::look::{Finding, Look, Segment, Severity, look};
 use crate::outbox::rejected;
-use crate::outbox::state_dir::adopt::{adopt, is_locked};
+use crate::outbox::state_dir::adopt::{adopt, is_locked, standing};
 use crate::outbox::view::{BatchView, OriginView, batches, origins};
 
 /// What to do with the state directory.
@@ -75,6 +75,12 @@ pub fn stored_at(config: &AgentConfig) -> Option<serde_json::Value> {
     (status["agent"] == name.as_str()).then(|| status["stored_at"].clone())
 }
 
+/// Whose outbox it is: as recorded there, else as configured.
+pub fn owner_name(config: &AgentConfig) -> Result<String> {
+    let configured = config.agent_name()?.to_string();
+    Ok(standing(&config.state_dir).map_or(configured, |standing| standing.agent))
+}
+
 #[derive(Debug, Serialize)]
 struct Shown {
     agent: String,
@@ -93,7 +99,7 @@ struct Shown {
 fn show(config: &AgentConfig, json: bool, out: &mut dyn Write) -> Result<ExitCode> {
     let dir = config.state_dir.join("outbox");
     let look = look(&dir, true)?;
-    let agent = config.agent_name()?.to_string();
+    let agent = owner_name(config)?;
     let stored = stored_at(config);
     let rejected = config.state_dir.join("rejected");
     let shown = Shown {
@@ -195,7 +201,7 @@ fn check(config: &AgentConfig, json: bool, out: &mut dyn Write) -> Result<ExitCo
     let look = look(&dir, true)?;
     let ok = code(&look) == ExitCode::SUCCESS;
     let checked = Checked {
-        agent: config.agent_name()?.to_string(),
+        agent: owner_name(config)?,
         ok,
         missing: missing(&look),
         segments: look.segments.clone(),

@@ -16,7 +16,7 @@ use super::outbox::{print_findings, print_json};
 use crate::config::{AgentConfig, SourceConfig};
 use crate::outbox::look::{Finding, Look, LookError, look};
 use crate::outbox::rejected;
-use crate::outbox::state_dir::adopt::is_locked;
+use crate::outbox::state_dir::adopt::{is_locked, standing};
 use crate::outbox::view::{OriginView, origins};
 use crate::tail::TailSource;
 use crate::tail::position::{Position, id_of};
@@ -44,6 +44,10 @@ struct Store {
     state_dir: String,
     /// An agent holds its lock.
     running: bool,
+    /// Whose it is, as recorded there.
+    recorded_agent: Option<String>,
+    /// It lies elsewhere than the agent knows: the next start says *restored*, unless it is adopted.
+    is_copy: bool,
     outbox_bytes: u64,
     kept_batches: u64,
     kept_bytes: u64,
@@ -115,7 +119,10 @@ impl Store {
     fn of(config: &AgentConfig) -> Result<Self, LookError> {
         let look = look(&config.state_dir.join("outbox"), false)?;
         let (kept_batches, kept_bytes) = look.index.kept();
+        let standing = standing(&config.state_dir);
         Ok(Self {
+            is_copy: standing.as_ref().is_some_and(|standing| standing.is_copy),
+            recorded_agent: standing.map(|standing| standing.agent),
             state_dir: config.state_dir.display().to_string(),
             running: is_locked(&config.state_dir),
             outbox_bytes: look.segments.iter().map(|segment| segment.bytes).sum(),
@@ -213,9 +220,9 @@ impl Status {
             "  unread {} bytes, held of deleted files {} bytes, time to loss {}",
             number("unread_bytes"),
             number("held_bytes"),
-            match number("seconds_to_loss") {
-                u64::MAX => "none is near".to_owned(),
-                seconds => format!("{seconds} s"),
+            match live["seconds_to_loss"].as_u64() {
+                None => "none is near".to_owned(),
+                Some(seconds) => format!("{seconds} s"),
             }
         )?;
         for key in ["restored_or_copied", "undeclared", "refused", "leaving"] {
@@ -239,6 +246,13 @@ impl Store {
             "  outbox {} bytes, {} batches of {} bytes kept, rejected {} bytes",
             self.outbox_bytes, self.kept_batches, self.kept_bytes, self.rejected_bytes
         )?;
+        if self.is_copy {
+            writeln!(
+                out,
+                "  it was moved, copied or restored: the next start says so, and no mark counts before the origin it came \
+                 from is abandoned; if it was moved, say `outbox adopt` before that start"
+            )?;
+        }
         writeln!(out, "  last mark: {}", time(self.last_mark_unix_ms))?;
         if let Some(oldest) = &self.oldest_unacked {
             let since = time(oldest.run_since_unix_ms as i64);

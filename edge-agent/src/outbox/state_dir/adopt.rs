@@ -87,6 +87,22 @@ pub fn is_locked(dir: &Path) -> bool {
     matches!(lock(dir, true), Err(StateDirError::Locked { .. }))
 }
 
+/// Whose a state directory is, and whether it still is the directory that agent knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The recorded agent.
+    pub agent: String,
+    /// Another inode or birth time: the next start says *restored*, unless it is adopted.
+    pub is_copy: bool,
+}
+
+/// Looks without the lock, changes nothing; none: no identity is recorded, or it cannot be read.
+pub fn standing(path: &Path) -> Option<Standing> {
+    let recorded = read_identity(path).ok()??;
+    let now = identity_now(path, &AgentName::new(&recorded.agent).ok()?).ok()?;
+    Some(Standing { is_copy: !recorded.is_same_directory(&now), agent: recorded.agent })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -116,10 +132,13 @@ mod tests {
         assert!(!dry.already && !dry.written && dry.recorded != Some(dry.found));
         assert_eq!(fs::read(to.join("identity")).unwrap(), before);
         assert!(!to.join("lock").exists(), "a dry run makes no file");
+        assert_eq!(standing(&to), Some(Standing { agent: "web-1".into(), is_copy: true }));
         assert!(StateDir::open(&to, &name("web-1")).unwrap().is_restored());
         assert!(adopt(&to, &name("web-1"), false).unwrap().written);
         assert!(!StateDir::open(&to, &name("web-1")).unwrap().is_restored());
         assert!(adopt(&to, &name("web-1"), false).unwrap().already);
+        assert_eq!(standing(&to), Some(Standing { agent: "web-1".into(), is_copy: false }));
+        assert_eq!(standing(root.path()), None);
     }
 
     #[test]
