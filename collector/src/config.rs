@@ -1,5 +1,6 @@
 //! `collector.toml`: everything that is set for one collector. Unknown keys are refused; every problem is listed.
 
+pub mod compaction;
 pub mod dataset;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::partition_writer::GroupHandle;
 use crate::store::DestinationConfig;
+use compaction::CompactionConfig;
 use dataset::DatasetConfig;
 
 /// The whole file.
@@ -37,6 +39,9 @@ pub struct Config {
     /// What may be received.
     #[serde(default)]
     pub receive: ReceiveConfig,
+    /// How small files are joined before a seal.
+    #[serde(default)]
+    pub compaction: CompactionConfig,
     /// Declared datasets.
     #[serde(default)]
     pub datasets: Vec<DatasetConfig>,
@@ -154,6 +159,7 @@ impl Validate for Config {
         }
         self.destination.validate(problems);
         problems.within("roll", |problems| self.roll.validate(problems));
+        problems.within("compaction", |problems| self.compaction.validate(problems));
         if self.commit.checkpoint_every == 0 {
             problems.add("commit.checkpoint_every", "must be at least 1");
         }

@@ -41,6 +41,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Reads a whole closed file of at most `max_bytes`; a longer one is [`StoreError::Other`].
     fn read<'a>(&'a self, path: &'a str, max_bytes: u64) -> StoreFuture<'a, Bytes>;
 
+    /// Reads `len` bytes of a closed file from `offset` on; fewer only where the file ends, none behind its end. For files
+    /// that the log names, piece by piece: a caller's memory holds one piece.
+    fn read_range<'a>(&'a self, path: &'a str, offset: u64, len: usize) -> StoreFuture<'a, Bytes>;
+
     /// What a directory holds, by name. A missing one is [`StoreError::NotFound`].
     fn list<'a>(&'a self, dir: &'a str) -> StoreFuture<'a, Vec<Entry>>;
 

@@ -7,6 +7,8 @@ use proto::ids::DatasetName;
 use proto::wire;
 use serde::{Deserialize, Serialize};
 
+use super::compaction::CompactionOverrides;
+
 /// Day or hour partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -181,6 +183,9 @@ pub struct DatasetConfig {
     /// Roll limits that differ from `[roll]`.
     #[serde(default)]
     pub roll: RollOverrides,
+    /// Where it differs from `[compaction]`.
+    #[serde(default)]
+    pub compaction: CompactionOverrides,
 }
 
 fn utc() -> String {
@@ -226,6 +231,7 @@ impl DatasetConfig {
             late: LatePolicy::Append,
             verify: Verify::Headers,
             roll: RollOverrides::default(),
+            compaction: CompactionOverrides::default(),
         }
     }
 
@@ -258,6 +264,7 @@ impl DatasetConfig {
 
     /// Adds what is wrong with it.
     pub fn validate(&self, problems: &mut Problems) {
+        problems.within("compaction", |problems| self.compaction.validate(problems));
         let mut add = |field: &str, text: String| problems.add(field, text);
         if let Err(error) = DatasetName::new(&self.name) {
             add("name", error.to_string());

@@ -65,6 +65,9 @@ impl Store for FaultyStore {
     fn read<'a>(&'a self, path: &'a str, max_bytes: u64) -> StoreFuture<'a, Bytes> {
         self.0.inner.read(path, max_bytes)
     }
+    fn read_range<'a>(&'a self, path: &'a str, offset: u64, len: usize) -> StoreFuture<'a, Bytes> {
+        self.0.inner.read_range(path, offset, len)
+    }
     fn list<'a>(&'a self, dir: &'a str) -> StoreFuture<'a, Vec<Entry>> {
         self.0.inner.list(dir)
     }

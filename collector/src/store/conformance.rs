@@ -85,7 +85,25 @@ async fn files(store: &dyn Store, base: &str) -> Result<(), String> {
         fine("append", file.append(Bytes::copy_from_slice(part)).await)?;
     }
     holds("the length of all parts", fine("close", file.close().await)? == big.len() as u64)?;
-    holds("all parts in order", fine("read", store.read(&path, 4_000_000).await)?.as_ref() == big)
+    holds("all parts in order", fine("read", store.read(&path, 4_000_000).await)?.as_ref() == big)?;
+    ranges(store, base, &path, &big).await
+}
+
+/// Pieces of a file of 3,000,000 bytes.
+async fn ranges(store: &dyn Store, base: &str, path: &str, whole: &[u8]) -> Result<(), String> {
+    let end = whole.len();
+    for (offset, len) in [(0, 10), (0, end), (1, end - 1), (999_999, 1_048_577), (end - 1, 1), (7, 0)] {
+        let read = fine("read range", store.read_range(path, offset as u64, len).await)?;
+        holds("a range gives its bytes", read.as_ref() == &whole[offset..offset + len])?;
+    }
+    let over = fine("read range", store.read_range(path, end as u64 - 5, 100).await)?;
+    holds("a range ends where the file ends", over.as_ref() == &whole[end - 5..])?;
+    for offset in [end as u64, end as u64 + 1, 1 << 40] {
+        let behind = fine("read range", store.read_range(path, offset, 10).await)?;
+        holds("nothing lies behind the end", behind.is_empty())?;
+    }
+    let missing = store.read_range(&format!("{base}/none"), 0, 9).await;
+    holds("a missing file is told", matches!(missing, Err(StoreError::NotFound { .. })))
 }
 
 async fn renames(store: &dyn Store, base: &str) -> Result<(), String> {

@@ -26,6 +26,8 @@ mod writer;
 use classify::{Effect, classify};
 
 const FILE_MODE: u32 = 0o640;
+/// Read per time-out.
+const READ_PIECE_BYTES: usize = 4 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -162,6 +164,31 @@ impl HdfsStore {
         Err(failed)
     }
 
+    /// In pieces, each with a time-out and a reader of its own: one that failed is opened again, elsewhere if need be.
+    async fn read_part(&self, path: &str, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+        let at = self.at(path);
+        let mut parts: Vec<Bytes> = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(done);
+            let wanted = (len - done).min(READ_PIECE_BYTES);
+            let read = self.call("read", path, Effect::None, || async {
+                let reader = self.client.read(&at).await?;
+                // The crate panics over a range beyond the end.
+                let there = reader.file_length().saturating_sub(from).min(wanted);
+                if there == 0 { Ok(Bytes::new()) } else { reader.read_range(from, there).await }
+            });
+            let part = read.await?;
+            done += part.len();
+            let ended = part.len() < wanted;
+            parts.push(part);
+            if ended {
+                break;
+            }
+        }
+        Ok(if parts.len() == 1 { parts.remove(0) } else { parts.concat().into() })
+    }
+
     async fn read_all(&self, path: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
         let at = self.at(path);
         let read = self.call("read", path, Effect::None, || async {
@@ -239,6 +266,13 @@ impl Store for HdfsStore {
         Box::pin(async move {
             check_inner("read", path)?;
             self.read_all(path, max_bytes).await
+        })
+    }
+
+    fn read_range<'a>(&'a self, path: &'a str, offset: u64, len: usize) -> StoreFuture<'a, Bytes> {
+        Box::pin(async move {
+            check_inner("read", path)?;
+            self.read_part(path, offset, len).await
         })
     }
 

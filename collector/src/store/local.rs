@@ -1,10 +1,11 @@
 //! A directory of a local file system with the guarantees of the trait: a name is durable once its directory was
 //! fsynced, and a rename refuses to replace (`renameat2` with `RENAME_NOREPLACE`).
 //!
-//! Invariant: what a listing or a read has shown survives a power cut, since the directory is fsynced before either answers.
+//! Invariant: what a listing or a read of a whole file has shown survives a power cut, since the directory is fsynced before
+//! either answers.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -106,6 +107,19 @@ impl Store for LocalStore {
             if bytes.len() as u64 > max_bytes {
                 return Err(io::Error::other(format!("it is longer than {max_bytes} bytes")));
             }
+            Ok(Bytes::from(bytes))
+        })
+    }
+
+    fn read_range<'a>(&'a self, path: &'a str, offset: u64, len: usize) -> StoreFuture<'a, Bytes> {
+        let at = self.at(path);
+        self.run("read", path, check_inner("read", path), move || {
+            let mut file = File::open(at)?;
+            let left = file.metadata()?.len().saturating_sub(offset);
+            let len = left.min(len as u64);
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+            file.take(len).read_to_end(&mut bytes)?;
             Ok(Bytes::from(bytes))
         })
     }

@@ -262,6 +262,17 @@ impl Store for MemStore {
         })
     }
 
+    fn read_range<'a>(&'a self, path: &'a str, offset: u64, len: usize) -> StoreFuture<'a, Bytes> {
+        let at = path.to_owned();
+        self.look("read", path, move |nodes| match nodes.get(&at) {
+            Some(Node::File(bytes)) => {
+                let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                Ok(bytes.slice(from..from.saturating_add(len).min(bytes.len())))
+            }
+            _ => Err(missing("read", &at)),
+        })
+    }
+
     fn list<'a>(&'a self, dir: &'a str) -> StoreFuture<'a, Vec<Entry>> {
         let at = dir.to_owned();
         self.look("list", dir, move |nodes| {
