@@ -281,14 +281,21 @@ async fn what_the_original_appends_later_stops_the_marks_of_a_running_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_is_noticed_by_the_first_answer_after_a_start_without_one() {
+async fn a_copy_is_noticed_also_when_the_start_did_not_wait_for_all_answers() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     let clone = cloned(&fake, &mut bench).await;
-    let first = fake.with(|state| state.origins()[0]);
+    let first = fake.with(|state| {
+        // Nobody asks again for a long time.
+        state.roll_age_ms = 600_000;
+        state.origins()[0]
+    });
     fake.with(|state| assert!(state.committed.entry(first).or_default().insert(77)));
-    let config = bench.config_at(&clone, &fake, "");
-    let silent = Tuning { contact_timeout: Duration::ZERO, ..tuning() };
-    let (stop, task) = start_tuned(config, false, silent);
+    let mut config = bench.config_at(&clone, &fake, "");
+    // One aggregator takes connections and says nothing: the round of questions outlasts the start.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    config.aggregators.peers.push(mute.local_addr().unwrap().to_string());
+    let hasty = Tuning { contact_timeout: Duration::from_millis(300), ..tuning() };
+    let (stop, task) = start_tuned(config, false, hasty);
     eventually("the copy notices", || {
         ask(bench.admin, "GET", "/status").is_ok_and(|status| status["restored_or_copied"].is_string())
     })
