@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -18,7 +16,7 @@ use crate::outbox::look::{Finding, Look, LookError, look};
 use crate::outbox::rejected;
 use crate::outbox::state_dir::adopt::{is_locked, standing};
 use crate::outbox::view::{OriginView, origins};
-use crate::tail::TailSource;
+use crate::tail::listing::Lister;
 use crate::tail::position::{Position, id_of};
 
 /// Files shown of one source, those with most unread bytes first.
@@ -162,15 +160,19 @@ impl SourceStore {
                 Err(error) => store.problems.push(error.to_string()),
             }
         }
-        match TailSource::matched(&source.tail) {
-            Ok(matched) => {
-                store.problems.extend(matched.problems.iter().map(ToString::to_string));
-                for file in matched.files {
-                    let position = take_position(&mut positions, &file.path).map_or(0, |position| position.offset);
-                    let unread_bytes = file.bytes.saturating_sub(position);
+        let tail = &source.tail;
+        match Lister::new(&tail.paths, &tail.exclude, tail.include_compressed) {
+            Ok(lister) => {
+                let listing = lister.list();
+                store.problems.extend(listing.problems.iter().map(ToString::to_string));
+                for found in listing.files {
+                    let (path, bytes) = (found.path.display().to_string(), found.look.len);
+                    let known = take_position(&mut positions, &path, found.look.inode.ino);
+                    let position = known.map_or(0, |position| position.offset);
+                    let unread_bytes = bytes.saturating_sub(position);
                     store.matched_files += 1;
                     store.unread_bytes += unread_bytes;
-                    store.files.push(FileStore { path: file.path, position, bytes: file.bytes, unread_bytes });
+                    store.files.push(FileStore { path, position, bytes, unread_bytes });
                 }
             }
             Err(problem) => store.problems.push(problem),
@@ -184,8 +186,7 @@ impl SourceStore {
 }
 
 /// The position of the file that lies at a path now; another file that lay there before is out of sight.
-fn take_position(positions: &mut HashMap<String, Vec<Position>>, path: &str) -> Option<Position> {
-    let inode = std::fs::metadata(Path::new(path)).ok()?.ino();
+fn take_position(positions: &mut HashMap<String, Vec<Position>>, path: &str, inode: u64) -> Option<Position> {
     let known = positions.get_mut(path)?;
     let at = known.iter().position(|position| position.ino == inode)?;
     Some(known.swap_remove(at))
