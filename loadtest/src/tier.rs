@@ -35,7 +35,7 @@ pub fn main(tier: Tier) -> Result<ExitCode> {
     }
     match tier {
         Tier::EdgeAgent => Ok(edge_agent::cli::main()),
-        Tier::Aggregator => aggregator::cli::main().map(|()| ExitCode::SUCCESS),
+        Tier::Aggregator => aggregator::cli::main(),
         Tier::Collector => collector_main(),
     }
 }
