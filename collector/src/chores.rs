@@ -1,18 +1,150 @@
-//! Slow work beside the commits, one piece at a time: the files of records whose owner did not come to it, and
-//! checkpoints. Thin IO; when and what is the coordinator's decision.
+//! Slow work beside the commits, one piece at a time: looking at the other runs, the files of records whose owner did
+//! not come to it, directories of retired runs, checkpoints, cleaning. Thin IO; when and what is the coordinator's
+//! decision.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::wire;
 
 use crate::commit::CommitId;
+use crate::housekeeping::clean::{Cleaned, clean};
+use crate::housekeeping::life::Looked;
+use crate::housekeeping::look::look;
+use crate::housekeeping::retention;
 use crate::log::files::{LogFiles, write_once};
 use crate::log::view::Finish;
 use crate::log::{Layout, layout};
 use crate::publish::{self, DirModes};
 use crate::store::{Renamed, Store, StoreError};
+
+/// One piece of work.
+#[derive(Debug)]
+pub enum Chore {
+    /// Look at all staging directories.
+    Look,
+    /// Finish records.
+    Sweep(Work),
+    /// Delete the directory of a retired run.
+    Delete(String),
+    /// Write a checkpoint of the records below a number.
+    Checkpoint {
+        /// Records below it are covered.
+        next: u64,
+        /// Encoded, with its envelope.
+        bytes: Bytes,
+    },
+    /// Delete files of the own directory that are of no use any more, by name.
+    Leftovers(Vec<String>),
+    /// Free numbers of the log.
+    Clean {
+        /// Of records written before this, milliseconds since the epoch.
+        older_than_unix_ms: i64,
+    },
+    /// Delete old quarantine and dead letters.
+    Retention(retention::Limits),
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Done {
+    /// What the directories show; none: not now.
+    Looked(Option<Looked>),
+    /// What is left of each record.
+    Swept(Work),
+    /// Is the directory gone for good?
+    Deleted {
+        /// Whose.
+        incarnation: String,
+        /// No listing shows it any more.
+        gone: bool,
+    },
+    /// A checkpoint was written, or could not be: the highest one known then.
+    Checkpointed(u64),
+    /// Small files were deleted.
+    Tidied,
+    /// Numbers were freed.
+    Cleaned(Cleaned),
+}
+
+/// What chores are done with.
+#[derive(Debug, Clone)]
+pub struct Hands {
+    /// The log, and its store.
+    pub log: LogFiles,
+    /// Own names.
+    pub layout: Layout,
+    /// Modes of partition directories.
+    pub modes: Arc<DirModes>,
+}
+
+impl Hands {
+    /// Does one piece. `id` names what is written; `known` is the highest checkpoint that was seen.
+    pub async fn perform(&self, chore: Chore, id: CommitId, known: u64) -> Done {
+        let store = &**self.log.store();
+        match chore {
+            Chore::Look => match look(store, self.layout.incarnation()).await {
+                Ok(looked) => Done::Looked(Some(looked)),
+                Err(error) => {
+                    tracing::info!(%error, "staging directories cannot be listed now");
+                    Done::Looked(None)
+                }
+            },
+            Chore::Sweep(work) => Done::Swept(sweep(store, &self.modes, work).await),
+            Chore::Delete(incarnation) => {
+                let gone = delete(store, &incarnation).await;
+                Done::Deleted { incarnation, gone }
+            }
+            Chore::Checkpoint { next, bytes } => {
+                Done::Checkpointed(checkpoint(&self.log, &self.layout, id, next, bytes, known).await)
+            }
+            Chore::Leftovers(names) => {
+                tidy(store, &self.layout, names).await;
+                Done::Tidied
+            }
+            Chore::Clean { older_than_unix_ms } => {
+                let cleaned = clean(&self.log, self.layout.incarnation(), older_than_unix_ms).await;
+                if let Err(error) = &cleaned {
+                    tracing::info!(%error, "the log cannot be cleaned now");
+                }
+                Done::Cleaned(cleaned.unwrap_or_default())
+            }
+            Chore::Retention(limits) => {
+                if let Err(error) = retention::delete_old(store, limits).await {
+                    tracing::info!(%error, "old quarantine and dead letters cannot be deleted now");
+                }
+                Done::Tidied
+            }
+        }
+    }
+}
+
+/// Deletes the directory of a retired run with all it holds, open files too. True when it is gone.
+async fn delete(store: &dyn Store, incarnation: &str) -> bool {
+    let dir = format!("{}/{incarnation}", layout::STAGING);
+    if let Err(error) = store.delete(&dir, true).await {
+        tracing::info!(incarnation, %error, "directory of a retired run cannot be deleted now");
+        return false;
+    }
+    match store.stat(&dir).await {
+        Ok(None) => {
+            tracing::info!(incarnation, "directory of a retired run deleted");
+            true
+        }
+        Ok(Some(_)) | Err(_) => false,
+    }
+}
+
+async fn tidy(store: &dyn Store, own: &Layout, names: Vec<String>) {
+    for name in names {
+        if let Err(error) = store.delete(&format!("{}/{name}", own.staging()), false).await {
+            tracing::info!(name, %error, "leftover cannot be deleted now");
+            return;
+        }
+    }
+}
 
 /// Records with what is left to do for each.
 pub type Work = Vec<(u64, Finish)>;

@@ -2,6 +2,7 @@
 
 pub mod compaction;
 pub mod dataset;
+pub mod housekeeping;
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,6 +16,7 @@ use crate::partition_writer::GroupHandle;
 use crate::store::DestinationConfig;
 use compaction::CompactionConfig;
 use dataset::DatasetConfig;
+use housekeeping::HousekeepingConfig;
 
 /// The whole file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +41,9 @@ pub struct Config {
     /// What may be received.
     #[serde(default)]
     pub receive: ReceiveConfig,
+    /// What is kept how long.
+    #[serde(default)]
+    pub housekeeping: HousekeepingConfig,
     /// How small files are joined before a seal.
     #[serde(default)]
     pub compaction: CompactionConfig,
@@ -166,6 +171,7 @@ impl Validate for Config {
         if self.receive.stream_memory.bytes() < 1 << 20 || self.receive.memory < self.receive.stream_memory {
             problems.add("receive.stream_memory", "must be at least 1MiB and at most receive.memory");
         }
+        problems.within("housekeeping", |problems| self.housekeeping.validate(problems));
         if self.datasets.is_empty() {
             problems.add("datasets", "declare at least one [[datasets]]: nothing can be written without");
         }

@@ -3,7 +3,8 @@
 //! - [`in_flight`]: what files hold of the byte credit,
 //! - [`intake`]: what streams bring, and what they are answered,
 //! - [`commits`]: rolling, drafting, merging records, and what follows from a commit,
-//! - [`upkeep`]: finishing the records of others, checkpoints, status.
+//! - [`keeping`]: housekeeping: signs of life, retiring, checkpoints, cleaning, the end of a drain,
+//! - [`upkeep`]: finishing the records of others, status.
 //!
 //! Keeps I1 (*committed* and *refused* leave only after the commit) and I4 (a batch is in one place here, and leaves
 //! with its group when a record of somebody else covers it).
@@ -12,6 +13,7 @@ pub mod commits;
 pub mod event;
 pub mod in_flight;
 pub mod intake;
+pub mod keeping;
 pub mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +27,8 @@ pub use in_flight::{Credit, InFlight};
 
 use crate::commit::Planner;
 use crate::config::dataset::DatasetConfig;
+use crate::housekeeping::keeper::{self, Keeper};
+use crate::housekeeping::seen::Seen;
 use crate::ledger::{Committed, GroupKey, Staged, StreamId};
 use crate::log::View;
 use crate::log::view::Finish;
@@ -55,6 +59,10 @@ pub struct Settings {
     pub checkpoint_every: u64,
     /// How long a record of somebody else is left to its owner before its files are looked after.
     pub finish_after: Duration,
+    /// Longest drain; past half of it no last record is written.
+    pub drain_deadline: Duration,
+    /// What is kept how long.
+    pub housekeeping: keeper::Limits,
 }
 
 /// Gives 16 random bytes, other ones each time.
@@ -87,6 +95,8 @@ pub struct Counts {
     pub covered_twice: u64,
     /// Records of others that were read.
     pub records_read: u64,
+    /// Records that this run deleted from the log.
+    pub cleaned_records: u64,
 }
 
 /// A record of which not every file is known to be in its place.
@@ -119,6 +129,8 @@ pub struct Replayed {
     pub checkpoint: u64,
     /// Records behind the checkpoint, with what may be left to do for each.
     pub records: Vec<(u64, Finish)>,
+    /// The sign of life that was shown meanwhile.
+    pub seen: Seen,
 }
 
 /// See the module.
@@ -134,7 +146,14 @@ pub struct Coordinator {
     answers: Vec<Answered>,
     retreats: HashMap<GroupKey, Retreat>,
     unfinished: BTreeMap<u64, Unfinished>,
+    keeper: Keeper,
+    /// When the end of the log was last seen.
+    end_seen: Instant,
+    /// When the step under way was sent.
+    step_sent: Instant,
     chore: bool,
+    /// What the sweep under way was given.
+    sweeping: BTreeMap<u64, Finish>,
     next_sweep: Instant,
     last_checkpoint: u64,
     last_tail: Instant,
@@ -144,6 +163,11 @@ pub struct Coordinator {
     closed_since: Option<Instant>,
     over: bool,
     draining: bool,
+    drain_begun: Instant,
+    /// Since when everything is committed after the drain began.
+    leaving: Option<Instant>,
+    /// The record that says so is in the log.
+    left: bool,
     drained: bool,
     stopped: bool,
     actions: Vec<Action>,
@@ -165,6 +189,7 @@ impl Coordinator {
         let unfinished = replayed.records.into_iter().filter(|(_, finish)| !finish.is_empty());
         let unfinished = unfinished.map(|(n, finish)| (n, Unfinished { finish, not_before: now }));
         let next = replayed.view.next();
+        let keeper = Keeper::new(&settings.incarnation, settings.housekeeping, replayed.seen, now);
         Self {
             settings,
             view: replayed.view,
@@ -177,7 +202,11 @@ impl Coordinator {
             answers: Vec::new(),
             retreats: HashMap::new(),
             unfinished: unfinished.collect(),
+            keeper,
+            end_seen: now,
+            step_sent: now,
             chore: false,
+            sweeping: BTreeMap::new(),
             next_sweep: now,
             last_checkpoint: replayed.checkpoint,
             last_tail: now,
@@ -186,6 +215,9 @@ impl Coordinator {
             closed_since: None,
             over: false,
             draining: false,
+            drain_begun: now,
+            leaving: None,
+            left: false,
             drained: false,
             stopped: false,
             actions: Vec::new(),
@@ -197,6 +229,9 @@ impl Coordinator {
         if self.stopped {
             return Vec::new();
         }
+        if !self.check_age(now.instant) {
+            return std::mem::take(&mut self.actions);
+        }
         let only_intake = matches!(event, Event::Arrived { .. } | Event::Unanswered { .. } | Event::Appended { .. });
         match event {
             Event::Arrived { stream, delivery } => self.arrived(stream, *delivery, now),
@@ -206,11 +241,8 @@ impl Coordinator {
             Event::Appended { group, id, answer } => self.appended(group, &id, answer, now),
             Event::Closed { group, result } => self.closed(group, result, now.instant),
             Event::Stepped(outcome) => self.stepped(*outcome, now),
-            Event::Swept { left } => self.swept(left, now.instant),
-            Event::Checkpointed { highest } => {
-                self.chore = false;
-                self.last_checkpoint = self.last_checkpoint.max(highest);
-            }
+            Event::Chored(done) => self.chored(*done, now.instant),
+            Event::Shown { seen, shown } => self.shown(seen, &shown, now.instant),
             Event::Measured { groups, over, credit } => {
                 self.over = over;
                 self.in_flight.set_credit(credit);
@@ -219,7 +251,7 @@ impl Coordinator {
                 }
             }
             Event::Tick => {}
-            Event::Drain => self.draining = true,
+            Event::Drain => (self.draining, self.drain_begun) = (true, now.instant),
         }
         // What is due is found at the next tick; a burst of batches does not look for it each time.
         if !only_intake {
@@ -229,16 +261,18 @@ impl Coordinator {
     }
 
     fn advance(&mut self, now: Now) {
+        if self.stopped {
+            return;
+        }
         self.roll(now.instant);
         self.plan(now);
+        self.end_drain(now);
         if let Some(step) = self.planner.poll(now.instant) {
+            self.step_sent = now.instant;
             self.actions.push(Action::Step(step));
         }
-        self.upkeep(now.instant);
-        if self.draining && !self.drained && self.staged.is_empty() && self.planner.is_idle() {
-            self.drained = true;
-            self.actions.push(Action::Drained);
-        }
+        self.show(now.instant);
+        self.next_chore(now);
     }
 
     /// What is staged.

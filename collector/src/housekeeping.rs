@@ -1,9 +1,25 @@
-//! Everything that goes through the log besides publications: retire, expire, compact, seal, forget, abandon. Pure.
+//! Everything that goes through the log besides publications: retire, expire, compact, seal, forget, abandon; and what
+//! is deleted when. Here: which records conflict with which drafts. Pure.
+//!
+//! - [`seen`], [`life`], [`look`]: signs of life, and who is dead,
+//! - [`keeper`]: pure: what is to be done next,
+//! - [`clean`]: freeing old numbers of the log,
+//! - [`expiry`]: origins whose time is over,
+//! - [`retention`]: old quarantine and dead letters.
+
+pub mod clean;
+pub mod expiry;
+pub mod keeper;
+pub mod life;
+pub mod look;
+pub mod retention;
+pub mod seen;
 
 use proto::wire;
 use proto::wire::commit_record::Action;
 
 use crate::commit::Draft;
+use crate::ledger::committed::covers;
 use crate::log::View;
 use crate::log::view::{Applied, partitions};
 
@@ -30,7 +46,9 @@ pub fn conflicts(draft: &Draft, record: &wire::CommitRecord, applied: &Applied, 
         })
     };
     match &draft.record.action {
-        Some(Action::Publish(publish)) => publish_conflicts(publish, applied),
+        Some(Action::Publish(publish)) => {
+            publish_conflicts(publish, applied) || expired_conflicts(publish, record, view)
+        }
         Some(Action::Retire(retire)) => {
             record.incarnation == retire.incarnation || applied.retired.as_ref() == Some(&retire.incarnation)
         }
@@ -62,6 +80,17 @@ fn publish_conflicts(publish: &wire::Publish, applied: &Applied) -> bool {
             || applied.forgotten.as_ref().is_some_and(|forgotten| forgotten.as_str() == agent)
     };
     sealed || publish.covers.iter().any(|cover| named(&cover.agent, &cover.origin))
+}
+
+/// Would it make an origin known that a record just expired, or made too old to be known? Such a batch may only be
+/// listed as expired from now on.
+fn expired_conflicts(publish: &wire::Publish, record: &wire::CommitRecord, view: &View) -> bool {
+    if !matches!(record.action, Some(Action::Expire(_))) {
+        return false;
+    }
+    let known = |cover: &wire::OriginCover| wire::OriginCover { expired: None, ..cover.clone() };
+    covers(0, &wire::Publish { files: Vec::new(), covers: publish.covers.iter().map(known).collect() })
+        .is_ok_and(|covers| covers.iter().any(|cover| !cover.seqs.is_empty() && view.is_expired(&cover.key)))
 }
 
 /// Are the inputs of a compaction still all there, in a partition that is not sealed?

@@ -14,7 +14,7 @@ use proto::wire;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::chores;
+use crate::chores::{Chore, Hands};
 use crate::commit::driver::Driver;
 use crate::commit::{CommitId, Stop};
 use crate::config::dataset::DatasetConfig;
@@ -29,7 +29,8 @@ use crate::receive::{Inbox, Outbound, credit};
 use crate::status::Snapshot;
 use crate::store::Store;
 
-const TICK: Duration = Duration::from_millis(100);
+/// How often an owner looks at what is due, unless it is told otherwise.
+pub const TICK: Duration = Duration::from_millis(100);
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Events taken in one go before answers are sent.
 const BURST: usize = 256;
@@ -63,8 +64,13 @@ pub struct Parts {
     /// For `/status`.
     pub snapshot: watch::Sender<Snapshot>,
     /// Wall clock, milliseconds since the epoch.
-    pub unix_ms: fn() -> i64,
+    pub unix_ms: Clock,
+    /// How often it looks at what is due.
+    pub tick: Duration,
 }
+
+/// Gives the wall clock, milliseconds since the epoch.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 struct Stream {
     out: Outbound,
@@ -76,6 +82,7 @@ struct Stream {
 pub struct Owner {
     parts: Parts,
     driver: Arc<Driver>,
+    hands: Hands,
     groups: HashMap<u64, GroupHandle>,
     streams: HashMap<StreamId, Stream>,
     work: FuturesUnordered<BoxFuture<'static, Event>>,
@@ -97,9 +104,11 @@ impl Owner {
     /// Ready to run.
     pub fn new(parts: Parts) -> Self {
         let driver = Arc::new(Driver::new(parts.log.clone(), parts.layout.clone(), Arc::clone(&parts.modes)));
+        let (log, layout, modes) = (parts.log.clone(), parts.layout.clone(), Arc::clone(&parts.modes));
         Self {
             parts,
             driver,
+            hands: Hands { log, layout, modes },
             groups: HashMap::new(),
             streams: HashMap::new(),
             work: FuturesUnordered::new(),
@@ -112,7 +121,7 @@ impl Owner {
 
     /// Runs until everything is committed after the drain began, or this run cannot go on.
     pub async fn run(mut self, shutdown: Shutdown) -> Result<(), Stop> {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = tokio::time::interval(self.parts.tick);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut status = tokio::time::interval(STATUS_EVERY);
         status.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -240,12 +249,15 @@ impl Owner {
                 let driver = Arc::clone(&self.driver);
                 self.work.push(async move { Event::Stepped(Box::new(driver.perform(step).await)) }.boxed());
             }
-            Action::Sweep(work) => {
-                let (store, modes) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.modes));
-                self.work
-                    .push(async move { Event::Swept { left: chores::sweep(&*store, &modes, work).await } }.boxed());
+            Action::Chore(chore) => self.chore(*chore),
+            Action::Show { mut seen, read } => {
+                let (store, layout) = (Arc::clone(&self.parts.store), self.parts.layout.clone());
+                let work = async move {
+                    let shown = seen.show(&*store, &layout, read).await;
+                    Event::Shown { seen, shown }
+                };
+                self.work.push(work.boxed());
             }
-            Action::Checkpoint { next, bytes } => self.checkpoint(next, bytes),
             Action::Committed { n, files, since } => self.parts.metrics.committed(n, &files, since),
             Action::Announce => self.announce = true,
             Action::Drained => self.drained = true,
@@ -253,12 +265,14 @@ impl Owner {
         }
     }
 
-    fn checkpoint(&mut self, next: u64, bytes: bytes::Bytes) {
-        let (log, layout) = (self.parts.log.clone(), self.parts.layout.clone());
-        let (id, known) = (CommitId((self.parts.ids)()), self.known_checkpoint);
-        self.known_checkpoint = next;
-        let work = async move { chores::checkpoint(&log, &layout, id, next, bytes, known).await };
-        self.work.push(work.map(|highest| Event::Checkpointed { highest }).boxed());
+    fn chore(&mut self, chore: Chore) {
+        let (hands, id) = (self.hands.clone(), CommitId((self.parts.ids)()));
+        let known = self.known_checkpoint;
+        if let Chore::Checkpoint { next, .. } = chore {
+            self.known_checkpoint = next;
+        }
+        let work = async move { Event::Chored(Box::new(hands.perform(chore, id, known).await)) };
+        self.work.push(work.boxed());
     }
 
     fn open(&mut self, group: u64, key: GroupKey, dataset: Option<Arc<DatasetConfig>>, day: i32) {

@@ -1,6 +1,7 @@
-//! The start of an incarnation: make the own directory FIRST, then read the highest checkpoint and the tail of the
-//! log. The order matters: whoever cleans the log later reads the checkpoint first and lists directories after, so a
-//! run that exists is always seen.
+//! The start of an incarnation: make the own directory FIRST, then read the highest checkpoint, show a sign of life,
+//! and read the tail of the log. The order matters: whoever cleans the log later reads the checkpoint first and lists
+//! directories after, so a run that exists is always seen; and a directory that is still there when the checkpoint was
+//! read is retired, if it is, by a record behind that checkpoint.
 //!
 //! Names are used once: a directory or format file whose creation was not answered gets another name.
 
@@ -9,11 +10,14 @@ use std::time::Duration;
 
 use crate::commit::{CommitId, Stop};
 use crate::coordinator::Replayed;
+use crate::housekeeping::seen::{Seen, Shown};
 use crate::log::files::{LogError, LogFiles, ReadRecord, store_error, write_once};
 use crate::log::view::Applied;
 use crate::log::{Layout, View, layout};
 use crate::store::{Renamed, Store, StoreError};
 
+/// Between two signs of life while a long log is read.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
@@ -44,8 +48,9 @@ pub async fn begin(
     mut waiting: impl FnMut(&str),
 ) -> Result<Begun, Stop> {
     let mut backoff = FIRST_BACKOFF;
+    let mut own = None;
     loop {
-        match attempt(&store, collector, source).await {
+        match attempt(&store, collector, source, &mut own).await {
             Ok(begun) => return Ok(begun),
             Err(LogError::Unavailable(error)) => {
                 let reason = error.to_string();
@@ -60,7 +65,44 @@ pub async fn begin(
     }
 }
 
-async fn attempt(store: &Arc<dyn Store>, collector: &str, source: &mut dyn Source) -> Result<Begun, LogError> {
+/// The own directory, once its creation was answered, and what was shown in it.
+struct Own {
+    layout: Layout,
+    seen: Seen,
+}
+
+async fn attempt(
+    store: &Arc<dyn Store>,
+    collector: &str,
+    source: &mut dyn Source,
+    kept: &mut Option<Own>,
+) -> Result<Begun, LogError> {
+    let mut own = match kept.take() {
+        Some(own) => own,
+        None => make_own(store, collector, source).await?,
+    };
+    let attempt = read(store, source, &mut own).await;
+    if !matches!(attempt, Ok(None)) {
+        *kept = Some(Own { layout: own.layout.clone(), seen: own.seen.clone() });
+    }
+    let retired = || StoreError::Unavailable {
+        op: "begin",
+        path: own.layout.staging(),
+        detail: "this run was retired while it began; the next attempt takes another name".into(),
+    };
+    let (log, mut replayed) = attempt?.ok_or_else(|| LogError::Unavailable(retired()))?;
+    tracing::info!(
+        incarnation = own.layout.incarnation(),
+        checkpoint = replayed.checkpoint,
+        next = replayed.view.next(),
+        origins = replayed.view.committed().origins(),
+        "commit log read"
+    );
+    replayed.seen = own.seen;
+    Ok(Begun { layout: own.layout, log, replayed })
+}
+
+async fn make_own(store: &Arc<dyn Store>, collector: &str, source: &mut dyn Source) -> Result<Own, LogError> {
     for (dir, mode) in [
         (layout::COMMITS, 0o750),
         (layout::CHECKPOINTS, 0o750),
@@ -73,12 +115,20 @@ async fn attempt(store: &Arc<dyn Store>, collector: &str, source: &mut dyn Sourc
     let random = u32::from_le_bytes(source.random()[..4].try_into().expect("4 of 16 bytes"));
     let layout = Layout::new(&layout::incarnation_name(collector, source.unix_ms(), random));
     match store.make_dir_new(&layout.staging(), 0o750).await {
-        Ok(()) => {}
+        Ok(()) => Ok(Own { layout, seen: Seen::default() }),
         // Not ours, or not known to be ours: the next attempt takes another name.
-        Err(error @ StoreError::AlreadyExists { .. }) => return Err(LogError::Unavailable(error)),
-        Err(error) => return Err(store_error(error)),
+        Err(error @ StoreError::AlreadyExists { .. }) => Err(LogError::Unavailable(error)),
+        Err(error) => Err(store_error(error)),
     }
-    check_format(store, &layout, source).await?;
+}
+
+/// Reads the log. None: this run is retired already.
+async fn read(
+    store: &Arc<dyn Store>,
+    source: &mut dyn Source,
+    own: &mut Own,
+) -> Result<Option<(LogFiles, Replayed)>, LogError> {
+    check_format(store, &own.layout, source).await?;
     let log = LogFiles::new(Arc::clone(store), 0);
     let (begin, view) = match log.highest_checkpoint().await? {
         None => (0, View::default()),
@@ -87,30 +137,40 @@ async fn attempt(store: &Arc<dyn Store>, collector: &str, source: &mut dyn Sourc
             (n, view.map_err(|error| LogError::Broken(error.to_string()))?)
         }
     };
+    match own.seen.show(&**store, &own.layout, begin).await {
+        Shown::Done => {}
+        Shown::Gone => return Ok(None),
+        Shown::Later(detail) => {
+            let path = own.layout.staging();
+            return Err(LogError::Unavailable(StoreError::Unavailable { op: "show a sign of life in", path, detail }));
+        }
+    }
     let log = log.from(begin);
-    let replayed = read_tail(&log, begin, view).await?;
-    tracing::info!(
-        incarnation = layout.incarnation(),
-        checkpoint = begin,
-        next = replayed.view.next(),
-        origins = replayed.view.committed().origins(),
-        "commit log read"
-    );
-    Ok(Begun { layout, log, replayed })
+    let replayed = read_tail(&log, own, Replayed { view, checkpoint: begin, ..Replayed::default() }).await?;
+    Ok(replayed.map(|replayed| (log, replayed)))
 }
 
-async fn read_tail(log: &LogFiles, begin: u64, mut view: View) -> Result<Replayed, LogError> {
-    let mut records = Vec::new();
+async fn read_tail(log: &LogFiles, own: &mut Own, mut replayed: Replayed) -> Result<Option<Replayed>, LogError> {
+    let view = &mut replayed.view;
+    let mut shown = tokio::time::Instant::now();
     while let ReadRecord::Record(record) = log.record(view.next()).await? {
         let n = view.next();
         let applied = view.apply(n, &record).map_err(|error| LogError::Broken(error.to_string()))?;
-        let Applied { twice, finish, retired: _, .. } = applied;
+        let Applied { twice, finish, retired, .. } = applied;
+        if retired.as_deref() == Some(own.layout.incarnation()) {
+            return Ok(None);
+        }
         if twice > 0 {
             tracing::error!(n, seqs = twice, "the log covers batches twice: report this, with this record");
         }
-        records.push((n, finish));
+        replayed.records.push((n, finish));
+        if shown.elapsed() >= RENEW_EVERY {
+            shown = tokio::time::Instant::now();
+            // One that is not renewed now is renewed later: only a very long silence matters.
+            let _ = own.seen.show(&**log.store(), &own.layout, view.next()).await;
+        }
     }
-    Ok(Replayed { view, checkpoint: begin, records })
+    Ok(Some(replayed))
 }
 
 /// Reads `_catchment/format`, and writes it on first use.

@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::coordinator::{Coordinator, IdSource, Settings};
+use crate::housekeeping::keeper;
 use crate::metrics::Metrics;
-use crate::owner::{Owner, Parts};
+use crate::owner::{Owner, Parts, TICK};
 use crate::partition_writer::MemoryBudget;
 use crate::publish::DirModes;
 use crate::receive::Receive;
@@ -186,7 +187,8 @@ impl Wired {
             credit: (self.config.receive.memory.bytes(), self.config.receive.stream_memory.bytes()),
             metrics: self.metrics,
             snapshot: self.snapshot,
-            unix_ms: common::clock::unix_ms,
+            unix_ms: Arc::new(common::clock::unix_ms),
+            tick: TICK,
         });
         Ok(owner.run(shutdown).await?)
     }
@@ -236,5 +238,7 @@ pub fn settings(config: &Config, incarnation: &str) -> anyhow::Result<Settings> 
         tail_every: TAIL_EVERY,
         checkpoint_every: config.commit.checkpoint_every,
         finish_after: config.commit.finish_after.get(),
+        drain_deadline: config.drain_deadline.get(),
+        housekeeping: keeper::Limits::new(&config.housekeeping),
     })
 }

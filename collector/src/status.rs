@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub covered_twice: u64,
     /// Records whose files are not known to be in their places.
     pub unfinished_records: u64,
+    /// Records that this run deleted from the log.
+    pub cleaned_records: u64,
     /// Committed files of this run that the store refuses to bring to their places, for example by a quota.
     pub stuck_files: u64,
     /// Final names of the first of them.
@@ -90,6 +92,7 @@ impl Snapshot {
             dead_drafts,
             covered_twice,
             records_read: _,
+            cleaned_records,
         } = coordinator.counts().clone();
         let status = coordinator.status(now);
         let groups = |wanted: fn(&GroupState) -> bool| {
@@ -116,6 +119,7 @@ impl Snapshot {
             dead_drafts,
             covered_twice,
             unfinished_records: coordinator.unfinished_records() as u64,
+            cleaned_records,
             stuck_files: coordinator.stuck_files().count() as u64,
             stuck: coordinator.stuck_files().take(NAMED).map(str::to_owned).collect(),
             streams: streams as u64,

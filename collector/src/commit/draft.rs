@@ -54,23 +54,29 @@ pub struct Draft {
 
 impl Draft {
     /// Everything that is closed, and every seq without a file; none if there is nothing. `late` gives a file of a
-    /// sealed partition the place that the late policy says, and leaves every other as it is.
+    /// sealed partition the place that the late policy says, and leaves every other as it is. What lies in quarantine of
+    /// an `expired` origin is listed apart, so that it never makes the origin known again.
     pub fn of(
         staged: &Staged,
         id: CommitId,
         author: &Author,
         late: impl Fn(wire::PublishedFile) -> wire::PublishedFile,
+        expired: impl Fn(&OriginKey) -> bool,
     ) -> Option<Self> {
         let mut covers: BTreeMap<OriginKey, wire::OriginCover> = BTreeMap::new();
-        let mut sets: BTreeMap<OriginKey, (IntervalSet, IntervalSet)> = BTreeMap::new();
+        let mut sets: BTreeMap<OriginKey, [IntervalSet; 3]> = BTreeMap::new();
         let (mut files, mut groups, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
         for (number, group) in staged.groups() {
             let GroupState::Closed { files: closed } = &group.state else { continue };
             groups.push(number);
             files.extend(closed.iter().cloned().map(|file| (late(file), &group.members)));
             for (key, members) in &group.members {
-                let (data, quarantined) = sets.entry(key.clone()).or_default();
-                let set = if group.key.kind == GroupKind::Quarantine { quarantined } else { data };
+                let [data, quarantined, gone] = sets.entry(key.clone()).or_default();
+                let set = match group.key.kind {
+                    GroupKind::Quarantine if expired(key) => gone,
+                    GroupKind::Quarantine => quarantined,
+                    GroupKind::Data | GroupKind::DeadLetters => data,
+                };
                 set.union_with(members);
             }
         }
@@ -81,10 +87,9 @@ impl Draft {
         if groups.is_empty() && seqs.is_empty() {
             return None;
         }
-        for (key, (data, quarantined)) in sets {
+        for (key, sets) in sets {
             let cover = covers.entry(key).or_default();
-            cover.data = (!data.is_empty()).then(|| (&data).into());
-            cover.quarantined = (!quarantined.is_empty()).then(|| (&quarantined).into());
+            [cover.data, cover.quarantined, cover.expired] = sets.map(|set| (!set.is_empty()).then(|| (&set).into()));
         }
         let at: BTreeMap<&OriginKey, u32> = covers.keys().zip(0..).collect();
         let files = files.into_iter().map(|(mut file, members)| {

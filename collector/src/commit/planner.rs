@@ -102,6 +102,14 @@ pub enum Stop {
         /// Who wrote it.
         incarnation: String,
     },
+    /// The log may have been cleaned past what this run has read.
+    #[error(
+        "this run last saw the end of the commit log {seconds} s ago, more than half of housekeeping.log_retention: what others wrote and cleaned since is not known here; what it had staged is asked for again by the next run, start the collector again"
+    )]
+    Stale {
+        /// Since then.
+        seconds: u64,
+    },
     /// A newer release wrote to the log.
     #[error("a newer release wrote {0}; upgrade this collector")]
     Newer(String),
@@ -165,6 +173,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 pub struct Planner {
     phase: Phase,
     next: u64,
+    /// The number to which the draft may still be renamed: sent, and neither answered nor settled.
+    unsettled: Option<u64>,
     outstanding: bool,
     not_before: Option<Instant>,
     backoff: Duration,
@@ -176,7 +186,8 @@ impl Planner {
     /// Begins behind a log of which the records below `next` were read. `staging` is the own directory, for messages.
     pub fn new(next: u64, staging: String) -> Self {
         let (phase, outstanding, not_before) = (Phase::Idle, false, None);
-        Self { phase, next, outstanding, not_before, backoff: FIRST_BACKOFF, trouble: None, staging }
+        let (unsettled, trouble) = (None, None);
+        Self { phase, next, unsettled, outstanding, not_before, backoff: FIRST_BACKOFF, trouble, staging }
     }
 
     /// The first number that was not read.
@@ -184,9 +195,25 @@ impl Planner {
         self.next
     }
 
+    /// What may be shown as read: never past a number for which the draft is unsettled, since whoever sees that may
+    /// free it, and the draft would land there (C10).
+    pub fn read(&self) -> u64 {
+        self.unsettled.map_or(self.next, |n| n.min(self.next))
+    }
+
+    /// May a draft of this run still be renamed to a number?
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.is_none()
+    }
+
     /// Neither a draft nor a step under way.
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Idle) && !self.outstanding
+    }
+
+    /// The own directory.
+    pub fn staging(&self) -> &str {
+        &self.staging
     }
 
     /// What keeps it from going on, if something does.
@@ -244,6 +271,9 @@ impl Planner {
             Phase::Directory(_) => Step::OwnDirectory,
             Phase::Publish { left, .. } => Step::Publish { files: left.clone() },
         };
+        if let Step::Rename { n, .. } = step {
+            self.unsettled = Some(n);
+        }
         self.outstanding = true;
         Some(step)
     }
@@ -298,6 +328,9 @@ impl Planner {
             }
             (phase, outcome) => unreachable!("the driver answers the step it was given: {phase:?} {outcome:?}"),
         };
+        if matches!(effect, Effect::Committed { .. } | Effect::Dead(_)) || matches!(self.phase, Phase::Taken(..)) {
+            self.unsettled = None;
+        }
         if self.not_before.is_none() && !matches!(self.phase, Phase::Void(_)) {
             (self.trouble, self.backoff) = (None, FIRST_BACKOFF);
         }
@@ -439,6 +472,32 @@ mod tests {
             assert_eq!(planner.poll(now + LONGEST_BACKOFF), Some(Step::Void { id: ID }), "until it is answered");
             assert!(matches!(planner.on(Outcome::Voided(renamed), now), Effect::Dead(_)));
         }
+    }
+
+    /// C10: whoever reads on while a rename is unsettled must not show that.
+    #[test]
+    fn what_is_shown_as_read_never_passes_an_unsettled_number() {
+        let now = Instant::now();
+        let mut planner = renaming(now);
+        planner.on(Outcome::RenameUnanswered("timed out".into()), now);
+        planner.poll(now);
+        planner.on(Outcome::Voided(Renamed::SourceMissing), now);
+        for n in 5..9 {
+            planner.poll(now);
+            planner.on(Outcome::Record { n, record: record([1; 16]) }, now);
+            assert_eq!((planner.next(), planner.read()), (n + 1, 5));
+        }
+        planner.poll(now);
+        planner.on(Outcome::End { n: 9 }, now);
+        assert!(!planner.is_settled());
+        planner.poll(now);
+        planner.on(Outcome::OwnDirectory(true), now);
+        assert_eq!((planner.next(), planner.read()), (9, 9));
+        let mut planner = renaming(now);
+        planner.on(Outcome::Renamed(Renamed::TargetExists), now);
+        planner.poll(now);
+        planner.on(Outcome::Record { n: 5, record: record([1; 16]) }, now);
+        assert_eq!(planner.read(), 6, "answered: it cannot land there any more");
     }
 
     #[test]

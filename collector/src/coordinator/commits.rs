@@ -1,12 +1,13 @@
 //! Rolling, drafting, merging records of others, and what follows from an own commit.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use proto::ids::BatchId;
 use proto::wire;
 use proto::wire::commit_record::Action as Said;
 
 use super::{Action, Answered, Coordinator, Now, Retreat, Unfinished};
-use crate::commit::draft::Author;
 use crate::commit::{CommitId, Draft, Effect, Outcome, Stop};
 use crate::config::dataset::{LATE_SUFFIX, LatePolicy};
 use crate::housekeeping;
@@ -108,17 +109,21 @@ impl Coordinator {
         });
         if (closed && (gathered || !waits)) || seqs_due {
             self.closed_since = None;
-            let author = Author {
-                collector: self.settings.collector.clone(),
-                incarnation: self.settings.incarnation.clone(),
-                time_unix_ms: now.unix_ms,
-            };
-            if let Some(draft) = Draft::of(&self.staged, CommitId((self.ids)()), &author, |file| self.place_late(file))
-            {
+            let author = self.author(now);
+            if let Some(draft) = Draft::of(
+                &self.staged,
+                CommitId((self.ids)()),
+                &author,
+                |file| self.place_late(file),
+                |key| self.view.is_expired(key),
+            ) {
                 self.draft_begun = now.instant;
                 self.planner.begin(draft);
             }
             return;
+        }
+        if let Some(said) = self.housekeeping_due(now) {
+            return self.begin_action(said, now);
         }
         let every = if self.staged.is_empty() { self.settings.tail_every * 5 } else { self.settings.tail_every };
         if now.instant.saturating_duration_since(self.last_tail) >= every {
@@ -156,7 +161,10 @@ impl Coordinator {
     }
 
     pub(super) fn stepped(&mut self, outcome: Outcome, now: Now) {
-        match self.planner.on(outcome, now.instant) {
+        let was_end = Self::shows_end(&outcome);
+        let effect = self.planner.on(outcome, now.instant);
+        self.note_end(was_end);
+        match effect {
             Effect::Nothing => {}
             Effect::Merge { n, record } => self.merge(n, &record, now),
             Effect::Committed { n, draft } => self.committed_draft(n, *draft, now),
@@ -182,24 +190,38 @@ impl Coordinator {
         let Some(applied) = self.apply(n, record) else { return };
         self.counts.records_read += 1;
         if applied.retired.as_deref() == Some(&*self.settings.incarnation) {
+            if self.leaving.is_some() {
+                self.left = true;
+                return;
+            }
             return self.stop(Stop::RetiredBy { n, incarnation: record.incarnation.clone() });
         }
-        let (mut groups, seqs) = self.staged.touched_by(&applied.covers);
-        groups.extend(self.staged.groups_of(&applied.expired));
+        self.keeper.alive(&record.incarnation);
+        let (mut groups, mut seqs) = self.staged.touched_by(&applied.covers);
+        if matches!(record.action, Some(Said::Expire(_))) {
+            let (more_groups, more_seqs) = self.staged.of_origins(|key| self.view.is_expired(key));
+            groups.extend(more_groups);
+            seqs.extend(more_seqs);
+        }
         let draft = self.planner.draft();
         if draft.is_some_and(|d| groups.iter().any(|g| d.names(*g)) || seqs.iter().any(|id| d.seqs.contains(id)))
             || draft.is_some_and(|draft| housekeeping::conflicts(draft, record, &applied, &self.view))
         {
             self.planner.touch();
         }
+        self.take_out(groups, seqs);
+        self.add_unfinished(n, applied.finish, now.instant + self.settings.finish_after);
+        if let Some(retired) = applied.retired {
+            self.finish_retired(&retired, now.instant);
+        }
+    }
+
+    /// A record takes these away: whole groups, and seqs without a file.
+    pub(super) fn take_out(&mut self, groups: BTreeSet<u64>, seqs: Vec<BatchId>) {
+        let n = self.view.next() - 1;
         for group in groups {
             let left = self.staged.remove_group(group);
-            tracing::info!(
-                n,
-                group,
-                batches = left.len(),
-                "record of another collector takes a batch of this group: deleted"
-            );
+            tracing::info!(n, group, batches = left.len(), "record takes a batch of this group: deleted");
             self.counts.conflicts += 1;
             self.actions.push(Action::Abandon { group });
             left.into_iter().for_each(|left| self.answer_left(left));
@@ -209,7 +231,6 @@ impl Coordinator {
                 self.answer_left(left);
             }
         }
-        self.add_unfinished(n, applied.finish, now.instant + self.settings.finish_after);
     }
 
     /// Merges a record into the view; stops if it cannot be merged.
@@ -237,6 +258,8 @@ impl Coordinator {
         let Left { id, entry } = left;
         if self.view.committed().contains(&id) {
             entry.waiters.iter().for_each(|stream| self.answer_committed(*stream, &id, None));
+        } else if self.view.expired().contains(&id) {
+            entry.waiters.iter().for_each(|stream| self.answer_expired(*stream, &id));
         } else {
             self.answer_again(&entry.waiters, &id);
         }
@@ -255,6 +278,7 @@ impl Coordinator {
         }
         let Some(Said::Publish(publish)) = draft.record.action else {
             tracing::info!(n, action = housekeeping::name(&draft.record), "committed");
+            self.own_action(&applied, now.instant);
             return self.add_unfinished(n, applied.finish, now.instant);
         };
         self.last_commit = now.instant;

@@ -10,10 +10,11 @@ use proto::wire;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::in_flight::Credit;
+use crate::chores::{Chore, Done};
 use crate::commit::{Outcome, Step, Stop};
 use crate::config::dataset::DatasetConfig;
+use crate::housekeeping::seen::{Seen, Shown};
 use crate::ledger::{GroupKey, StreamId};
-use crate::log::view::Finish;
 use crate::roll::Reason;
 
 /// The time of an event.
@@ -107,15 +108,14 @@ pub enum Event {
     },
     /// The step on the log ended.
     Stepped(Box<Outcome>),
-    /// Files of earlier records were looked after.
-    Swept {
-        /// What is left of the records that were given, by number.
-        left: Vec<(u64, Finish)>,
-    },
-    /// A checkpoint was written, or could not be.
-    Checkpointed {
-        /// The highest one known then.
-        highest: u64,
+    /// The chore ended.
+    Chored(Box<Done>),
+    /// The sign of life was renewed, or not.
+    Shown {
+        /// What is shown now.
+        seen: Seen,
+        /// How it ended.
+        shown: Shown,
     },
     /// What groups weigh.
     Measured {
@@ -181,14 +181,14 @@ pub enum Action {
     },
     /// A step on the log.
     Step(Step),
-    /// Finish earlier records in the store: number, what is left to do.
-    Sweep(Vec<(u64, Finish)>),
-    /// Write a checkpoint.
-    Checkpoint {
-        /// Records below it are covered.
-        next: u64,
-        /// Encoded, with its envelope.
-        bytes: Bytes,
+    /// A chore; one at a time.
+    Chore(Box<Chore>),
+    /// Show a sign of life.
+    Show {
+        /// What is shown now.
+        seen: Seen,
+        /// Records below this were read.
+        read: u64,
     },
     /// A record of this run is in the log.
     Committed {

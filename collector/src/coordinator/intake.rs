@@ -12,12 +12,14 @@ use proto::wire::answer::Answer as Kinds;
 use super::{Action, AppendAnswer, Coordinator, Delivery, Now};
 use crate::config::dataset::PartitionBy;
 use crate::ledger::staged::{Incoming, WithoutFile};
-use crate::ledger::{GroupKey, GroupKind, StreamId};
+use crate::ledger::{GroupKey, GroupKind, OriginKey, StreamId};
 
 /// Milliseconds in a day.
 const DAY_MS: i64 = 86_400_000;
 /// How long a batch waits while all groups together hold more memory than they may.
 const OVER: Duration = Duration::from_secs(2);
+/// Why a batch of an origin is quarantined that was forgotten a horizon after its last commit.
+const EXPIRED: &str = "expired: its run was minted before the horizon and is not known any more";
 /// More intervals than this are not repeated with every answer.
 const MANY_SPANS: usize = 64;
 
@@ -27,6 +29,11 @@ impl Coordinator {
         if self.view.committed().contains(&id) {
             self.counts.duplicates += 1;
             self.answer_committed(stream, &id, None);
+            return;
+        }
+        if self.view.expired().contains(&id) {
+            self.counts.duplicates += 1;
+            self.answer_expired(stream, &id);
             return;
         }
         if let Some(entry) = self.staged.find(&id) {
@@ -41,6 +48,8 @@ impl Coordinator {
             return;
         }
         let placed = match &delivery.content {
+            // Of whatever kind: it must not make its origin known again.
+            _ if self.view.is_expired(&OriginKey::of(&id)) => Err(Arc::from(EXPIRED)),
             Err(reason) => Err(Arc::clone(reason)),
             Ok(header) if header.data().is_none() => {
                 let kind = header.kind.clone();
@@ -145,6 +154,8 @@ impl Coordinator {
         for id in keys {
             if self.view.committed().contains(id) {
                 self.answer_committed(stream, id, None);
+            } else if self.view.expired().contains(id) {
+                self.answer_expired(stream, id);
             } else if let Some(entry) = self.staged.find(id) {
                 if entry.appended {
                     self.answer_staged(stream, id);
@@ -186,9 +197,17 @@ impl Coordinator {
             None => Kinds::Committed(wire::Committed {}),
             Some(reason) => Kinds::Refused(wire::Refused { reason: reason.to_string() }),
         };
-        let set = self.view.committed().origin(&id.agent, id.origin).filter(|set| set.spans() <= MANY_SPANS);
+        let set = self.view.committed().origin(&id.agent, id.origin);
+        // Of an expired origin all that can be said is which of its leftovers are set aside.
+        let set = set.or_else(|| self.view.expired().origin(&id.agent, id.origin));
+        let set = set.filter(|set| set.spans() <= MANY_SPANS);
         let answer = wire::Answer { key: Some(id.into()), answer: Some(kind), intervals: set.map(Into::into) };
         self.actions.push(Action::Answer { stream, answer });
+    }
+
+    /// It is in quarantine, in a record that says so.
+    pub(super) fn answer_expired(&mut self, stream: StreamId, id: &BatchId) {
+        self.answer_committed(stream, id, Some(&Arc::from(EXPIRED)));
     }
 
     pub(super) fn answer_again(&mut self, waiters: &[StreamId], id: &BatchId) {
@@ -236,7 +255,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::config::dataset::DatasetConfig;
+    use crate::config::housekeeping::HousekeepingConfig;
     use crate::coordinator::{Credit, Event, Replayed, Settings};
+    use crate::housekeeping::keeper::Limits;
     use crate::roll::{GroupLimits, TotalLimits};
 
     pub(in crate::coordinator) fn coordinator() -> Coordinator {
@@ -254,6 +275,8 @@ pub(super) mod tests {
             tail_every: long,
             checkpoint_every: 1000,
             finish_after: long,
+            drain_deadline: long,
+            housekeeping: Limits::new(&HousekeepingConfig::default()),
         };
         Coordinator::new(settings, Replayed::default(), "s".into(), Box::new(|| [0; 16]), Instant::now())
     }

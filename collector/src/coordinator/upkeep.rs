@@ -1,10 +1,11 @@
-//! What is done beside the commits: the files of records whose owner did not come to it, checkpoints, status.
+//! What is done beside the commits: the files of records whose owner did not come to it; status.
 
 use std::time::{Duration, Instant};
 
 use proto::wire;
 
-use super::{Action, Coordinator, Now};
+use super::{Coordinator, Now};
+use crate::chores::Chore;
 use crate::log::view::Finish;
 
 /// Between two looks at the same files.
@@ -13,38 +14,34 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 const SWEEP_FOR_CHECKPOINT: Duration = Duration::from_secs(5);
 
 impl Coordinator {
-    pub(super) fn upkeep(&mut self, now: Instant) {
-        if self.chore || self.draining {
-            return;
+    /// Records whose files are to be looked after now.
+    pub(super) fn sweep_due(&mut self, now: Instant) -> Option<Chore> {
+        let due = self.is_checkpoint_due();
+        if self.unfinished.is_empty() || now < self.next_sweep {
+            return None;
         }
-        let due = self.planner.next() >= self.last_checkpoint + self.settings.checkpoint_every;
-        if !self.unfinished.is_empty() && now >= self.next_sweep {
-            let ready = self.unfinished.iter().filter(|(_, record)| due || record.not_before <= now);
-            let work: Vec<_> = ready.map(|(n, record)| (*n, record.finish.clone())).collect();
-            if !work.is_empty() {
-                self.chore = true;
-                self.next_sweep = now + if due { SWEEP_FOR_CHECKPOINT } else { SWEEP_EVERY };
-                self.actions.push(Action::Sweep(work));
-                return;
-            }
+        let ready = self.unfinished.iter().filter(|(_, record)| due || record.not_before <= now);
+        let work: Vec<_> = ready.map(|(n, record)| (*n, record.finish.clone())).collect();
+        if work.is_empty() {
+            return None;
         }
-        // Only over finished records: none of their files in staging any more.
-        if due && self.unfinished.is_empty() && self.planner.is_idle() {
-            self.chore = true;
-            let next = self.planner.next();
-            let bytes = proto::record::encode_checkpoint(&self.view.to_checkpoint()).into();
-            self.actions.push(Action::Checkpoint { next, bytes });
-        }
+        self.next_sweep = now + if due { SWEEP_FOR_CHECKPOINT } else { SWEEP_EVERY };
+        self.sweeping = work.iter().cloned().collect();
+        Some(Chore::Sweep(work))
     }
 
+    /// What was given and is not left is done; what was added to a record meanwhile stays.
     pub(super) fn swept(&mut self, left: Vec<(u64, Finish)>, now: Instant) {
-        self.chore = false;
-        for (n, finish) in left {
+        let mut given = std::mem::take(&mut self.sweeping);
+        for (n, left) in left {
+            let (Some(given), Some(record)) = (given.remove(&n), self.unfinished.get_mut(&n)) else { continue };
+            let finish = &mut record.finish;
+            finish.bring.retain(|file| !given.bring.contains(file) || left.bring.contains(file));
+            finish.remove.retain(|path| !given.remove.contains(path) || left.remove.contains(path));
+            finish.markers.retain(|key| !given.markers.contains(key) || left.markers.contains(key));
+            record.not_before = now + SWEEP_EVERY;
             if finish.is_empty() {
                 self.unfinished.remove(&n);
-            } else if let Some(record) = self.unfinished.get_mut(&n) {
-                record.finish = finish;
-                record.not_before = now + SWEEP_EVERY;
             }
         }
     }

@@ -312,14 +312,20 @@ impl Staged {
         (groups, seqs)
     }
 
-    /// Groups that hold a batch of one of these origins.
-    pub fn groups_of(&self, origins: &[OriginKey]) -> BTreeSet<u64> {
-        let entries = origins.iter().filter_map(|key| self.entries.get(key)).flat_map(BTreeMap::values);
-        let groups = entries.filter_map(|entry| match entry.place {
-            Place::Group(number) => Some(number),
-            Place::WithoutFile(_) => None,
-        });
-        groups.collect()
+    /// Groups of data that hold a batch of such an origin, and such seqs without a file. What lies in quarantine stays
+    /// there whatever becomes of its origin.
+    pub fn of_origins(&self, wanted: impl Fn(&OriginKey) -> bool) -> (BTreeSet<u64>, Vec<BatchId>) {
+        let (mut groups, mut seqs) = (BTreeSet::new(), Vec::new());
+        for (key, entries) in self.entries.iter().filter(|(key, _)| wanted(key)) {
+            for (seq, entry) in entries {
+                match entry.place {
+                    Place::Group(number) => _ = groups.insert(number),
+                    Place::WithoutFile(_) => seqs.push(key.batch(*seq)),
+                }
+            }
+        }
+        groups.retain(|group| self.groups.get(group).is_some_and(|group| group.key.kind != GroupKind::Quarantine));
+        (groups, seqs)
     }
 
     /// Asks for an early roll of everything a stream waits for.

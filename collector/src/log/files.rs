@@ -79,14 +79,25 @@ impl LogFiles {
 
     /// The highest checkpoint, if there is one.
     pub async fn highest_checkpoint(&self) -> Result<Option<(u64, wire::Checkpoint)>, LogError> {
-        let Some(n) = self.highest_checkpoint_number().await? else { return Ok(None) };
-        let path = layout::checkpoint(n);
-        let bytes = self.store.read(&path, MAX_BYTES).await.map_err(store_error)?;
-        let checkpoint = decode_checkpoint(&bytes).map_err(|error| broken(&path, error))?;
-        if checkpoint.next != n {
-            return Err(LogError::Broken(format!("{path} ends at {}", checkpoint.next)));
+        let mut last = None;
+        loop {
+            let Some(n) = self.highest_checkpoint_number().await? else { return Ok(None) };
+            let path = layout::checkpoint(n);
+            let bytes = match self.store.read(&path, MAX_BYTES).await {
+                Ok(bytes) => bytes,
+                // Another run wrote higher ones and deleted this one since it was listed.
+                Err(StoreError::NotFound { .. }) if last != Some(n) => {
+                    last = Some(n);
+                    continue;
+                }
+                Err(error) => return Err(store_error(error)),
+            };
+            let checkpoint = decode_checkpoint(&bytes).map_err(|error| broken(&path, error))?;
+            if checkpoint.next != n {
+                return Err(LogError::Broken(format!("{path} ends at {}", checkpoint.next)));
+            }
+            return Ok(Some((n, checkpoint)));
         }
-        Ok(Some((n, checkpoint)))
     }
 
     /// The number of the highest checkpoint.

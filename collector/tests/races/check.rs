@@ -33,9 +33,10 @@ pub fn records(store: &MemStore) -> Vec<wire::CommitRecord> {
         .collect()
 }
 
-fn publish(record: &wire::CommitRecord) -> &wire::Publish {
+fn publish(record: &wire::CommitRecord) -> Option<&wire::Publish> {
     match &record.action {
-        Some(wire::commit_record::Action::Publish(publish)) => publish,
+        Some(wire::commit_record::Action::Publish(publish)) => Some(publish),
+        Some(wire::commit_record::Action::Retire(_)) => None,
         other => panic!("{other:?}"),
     }
 }
@@ -44,7 +45,7 @@ fn publish(record: &wire::CommitRecord) -> &wire::Publish {
 pub fn covered(store: &MemStore) -> BTreeMap<Name, As> {
     let mut all = BTreeMap::new();
     for (n, record) in records(store).iter().enumerate() {
-        let publish = publish(record);
+        let Some(publish) = publish(record) else { continue };
         for (cover, wire_cover) in covers(n as u64, publish).unwrap().iter().zip(&publish.covers) {
             let set = |set: &Option<wire::IntervalSet>| {
                 set.as_ref().map(|s| IntervalSet::try_from(s).unwrap()).unwrap_or_default()
@@ -73,7 +74,7 @@ pub fn files_match_the_log(store: &MemStore) {
     let mut lines: BTreeMap<Name, u32> = BTreeMap::new();
     let mut quarantined: BTreeMap<Name, u32> = BTreeMap::new();
     for record in records(store) {
-        for file in &publish(&record).files {
+        for file in publish(&record).iter().flat_map(|publish| &publish.files) {
             assert!(recorded.insert(file.r#final.clone()), "I5: {} is in two records", file.r#final);
             assert!(store.file(&file.staged).is_none(), "{} is still staged", file.staged);
             let bytes = store.file(&file.r#final).unwrap_or_else(|| panic!("S3: {} is not in its place", file.r#final));

@@ -16,7 +16,7 @@ use collector::commit::Stop;
 use collector::config::Config;
 use collector::coordinator::{Coordinator, Delivery, Event};
 use collector::metrics::Metrics;
-use collector::owner::{Owner, Parts};
+use collector::owner::{Owner, Parts, TICK};
 use collector::partition_writer::MemoryBudget;
 use collector::publish::DirModes;
 use collector::receive::Inbox;
@@ -161,7 +161,8 @@ async fn live(round: Arc<Round>, slot: usize, seed: u64, shutdown: Shutdown) {
         credit: (1 << 20, 1 << 20),
         metrics: round.metrics.clone(),
         snapshot: watch::channel(Snapshot::default()).0,
-        unix_ms,
+        unix_ms: Arc::new(unix_ms),
+        tick: TICK,
     });
     if let Err(stop) = owner.run(shutdown).await {
         round.stops.lock().unwrap().push(stop);

@@ -300,7 +300,11 @@ impl Store for MemStore {
 
     fn delete<'a>(&'a self, path: &'a str, _: bool) -> StoreFuture<'a, bool> {
         let at = path.to_owned();
-        self.change("delete", path, move |nodes| Ok(nodes.remove(&at).is_some()))
+        self.change("delete", path, move |nodes| {
+            let below = format!("{at}/");
+            nodes.retain(|path, _| !path.starts_with(&below));
+            Ok(nodes.remove(&at).is_some())
+        })
     }
 
     fn set_attributes<'a>(&'a self, path: &'a str, _: u32, _: Option<&'a str>) -> StoreFuture<'a, ()> {

@@ -171,12 +171,26 @@ pub(super) fn of(agent: &AgentName, row: &AgentRow, committed: &Committed) -> St
     standing
 }
 
-/// Runs of which nothing can come any more: each has an end with all below it committed or abandoned, and nothing at or
-/// above it.
+/// Runs of which nothing can come any more: each has an end with all below it committed or abandoned and nothing at or
+/// above it, and so has every run up its chain. Only those may expire: across one that has, nothing is asked any more.
 pub fn complete(agent: &AgentName, row: &AgentRow, committed: &Committed) -> Vec<Origin> {
     let judge = Judge::new(agent, row, committed);
-    let complete = row.origins.iter().filter(|(origin, state)| judge.incomplete(**origin, state).is_none());
-    complete.map(|(origin, _)| *origin).collect()
+    let settled = |(origin, state): &(&Origin, &OriginRow)| {
+        judge.incomplete(**origin, state).is_none() && judge.missing_predecessor(state).is_none()
+    };
+    let mut complete: BTreeMap<Origin, &OriginRow> =
+        row.origins.iter().filter(settled).map(|(origin, state)| (*origin, state)).collect();
+    loop {
+        let blocked = |state: &OriginRow| match state.begin {
+            Begin::After { origin, .. } => row.origins.contains_key(&origin) && !complete.contains_key(&origin),
+            Begin::Root | Begin::Restored { .. } | Begin::Unknown => false,
+        };
+        let next: BTreeMap<_, _> = complete.iter().filter(|(_, s)| !blocked(s)).map(|(o, s)| (*o, *s)).collect();
+        if next.len() == complete.len() {
+            return next.into_keys().collect();
+        }
+        complete = next;
+    }
 }
 
 struct Judge<'a> {
