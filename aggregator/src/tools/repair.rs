@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -28,8 +27,7 @@ pub fn repair(dir: &Path, dry_run: bool, json: bool, out: &mut dyn Write) -> any
     let (survey, plan) = if dry_run {
         repair::prepare(dir)?
     } else {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        repair::repair(dir, now)?
+        repair::repair(dir, u64::try_from(common::clock::unix_ms()).unwrap_or(0))?
     };
     let left = match dry_run || plan.steps.is_empty() {
         true => Vec::new(),
