@@ -109,7 +109,7 @@ impl Default for AggregatorsConfig {
             dns: None,
             policy: Policy::Home,
             timeout: Span::secs(30),
-            in_flight: Size::mib(8),
+            in_flight: Size::mib(1),
         }
     }
 }
