@@ -7,7 +7,6 @@ pub mod permits;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use proto::header::{Header, HeaderError, Kind, PayloadError};
@@ -76,7 +75,7 @@ impl Node {
     }
 
     fn status(&self, known: u64) -> wire::NodeStatus {
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let unix_ms = common::clock::unix_ms();
         self.declarations.borrow().status(&self.name, known, unix_ms)
     }
 
