@@ -17,3 +17,6 @@ pub use inventory::Inventory;
 pub use marker::{Marker, finish_marker, marker};
 pub use rule::{Rule, Verdict, assess, evaluate, holds};
 pub use wait::Wait;
+
+#[cfg(test)]
+mod tests;
