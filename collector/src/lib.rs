@@ -13,6 +13,7 @@
 pub mod chores;
 pub mod cli;
 pub mod commit;
+pub mod compact;
 pub mod config;
 pub mod coordinator;
 pub mod format;

@@ -53,6 +53,11 @@ pub struct GroupSpec {
     pub opened_day_utc: i32,
 }
 
+/// Everything a commit record says of the data file of such a group but its sizes and counts.
+pub(crate) fn published_data(spec: &GroupSpec) -> wire::PublishedFile {
+    names::published(spec, names::Which::Main)
+}
+
 /// One batch to be appended. Length and CRC of the payload were checked against the header.
 #[derive(Debug, Clone)]
 pub struct StageBatch {

@@ -109,7 +109,15 @@ mod tests {
             CompactionOverrides { enabled: None, target_bytes: Some(Size::new(0)) }.validate(problems);
         });
         let keys: Vec<&str> = problems.iter().map(|(key, _)| key).collect();
-        let own = ["bandwidth", "dataset.target_bytes", "min_files", "parallel", "round_bytes", "round_files", "target_bytes"];
+        let own = [
+            "bandwidth",
+            "dataset.target_bytes",
+            "min_files",
+            "parallel",
+            "round_bytes",
+            "round_files",
+            "target_bytes",
+        ];
         assert_eq!(keys, own);
     }
 }

@@ -164,7 +164,7 @@ impl ParquetFile {
         let rows = self.rows.finish()?;
         let writer = match &mut self.writer {
             Some(writer) => writer,
-            empty => empty.insert(ArrowWriter::try_new(Vec::new(), self.rows.schema(), Some(properties()?))?),
+            empty => empty.insert(ArrowWriter::try_new(Vec::new(), self.rows.schema(), Some(writer_properties()?))?),
         };
         writer.write(&rows)?;
         // What was flushed has left the writer's own buffer; its offsets go on counting.
@@ -177,7 +177,15 @@ impl ParquetFile {
     }
 }
 
-fn properties() -> Result<WriterProperties, ParquetError> {
+/// The columns of a dataset's files.
+pub(crate) fn dataset_schema(dataset: &DatasetConfig) -> Result<arrow_schema::Schema, FormatError> {
+    let format = dataset.log_format.as_deref().map(LogFormat::compile).transpose();
+    let wrong = |detail| FormatError { dataset: dataset.name.clone(), detail };
+    Ok(schema::schema(format.map_err(|e| wrong(e.to_string()))?.as_ref()))
+}
+
+/// How every Parquet file is written.
+pub(crate) fn writer_properties() -> Result<WriterProperties, ParquetError> {
     let event_time = ColumnPath::from(schema::EVENT_TIME);
     Ok(WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
