@@ -231,13 +231,7 @@ async fn attack(cluster: &Cluster) -> Vec<QuarantinedBatch> {
     };
     assert_eq!(mallory.append(newer.encode_to_vec(), good.clone()).await, Told::Unsupported);
 
-    // Frames that only who decodes them can see through: taken by the aggregator, quarantined by the collector.
-    let two = [good.clone(), good.clone()].concat();
-    let huge = frame_of_10_gb();
-    let cut = good[..good.len() - 3].to_vec();
-    assert_eq!(mallory.append(data_header(own, 1, data(&two, 2 * length)), two).await, Told::Durable);
-    assert_eq!(mallory.append(data_header(own, 2, data(&huge, length)), huge).await, Told::Durable);
-    assert_eq!(mallory.append(data_header(own, 3, data(&cut, length)), cut).await, Told::Durable);
+    send_frames_that_lie(&mut mallory, own, &good, length).await;
     // The owner's own batches, after all that.
     assert_eq!(owner.append(open(shared), Vec::new()).await, Told::Durable);
     let raw = line("web-01.b");
@@ -259,6 +253,16 @@ async fn attack(cluster: &Cluster) -> Vec<QuarantinedBatch> {
     assert_eq!((answer, &rest[..]), (Told::Durable, &told[2..]));
     assert_eq!(owner.progress(own).await.quarantined, [], "another agent's reasons are not told");
     told
+}
+
+/// Frames that only who decodes them can see through: taken by the aggregator, quarantined by the collector.
+async fn send_frames_that_lie(mallory: &mut Peer, own: Origin, good: &[u8], length: u64) {
+    let two = [good, good].concat();
+    let huge = frame_of_10_gb();
+    let cut = good[..good.len() - 3].to_vec();
+    assert_eq!(mallory.append(data_header(own, 1, data(&two, 2 * length)), two).await, Told::Durable);
+    assert_eq!(mallory.append(data_header(own, 2, data(&huge, length)), huge).await, Told::Durable);
+    assert_eq!(mallory.append(data_header(own, 3, data(&cut, length)), cut).await, Told::Durable);
 }
 
 /// Until the origin's seqs below `end` are committed; what is told of quarantined ones then.

@@ -158,7 +158,11 @@ impl LaneTask {
                     Some(deliver_response::Message::Hello(_)) | None => {}
                 }
             }
-            Ok(())
+            // A connection that breaks, as at a collector's crash, ends the messages too: only trailers mean order.
+            match stream.trailers().await? {
+                Some(_) => Ok(()),
+                None => Err(Status::unknown("the connection broke")),
+            }
         };
         // The feed ends when its commands do; what was sent before is still answered then.
         let feed = async {

@@ -355,7 +355,11 @@ impl collect_server::Collect for Collector {
                         }
                         let script = *collector.script.lock().unwrap();
                         match script {
-                            Script::Break => return collector.kill(),
+                            Script::Break => {
+                                collector.kill();
+                                // Dropped with its runtime: an answer stream that ended here would end in order.
+                                return std::future::pending().await;
+                            }
                             Script::End => return,
                             _ => {}
                         }
