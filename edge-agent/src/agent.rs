@@ -133,7 +133,7 @@ enum Event {
     Leave,
     Now,
     Stuck,
-    Ship,
+    Ship { panicked: bool },
     Admin(String),
 }
 
@@ -161,7 +161,7 @@ async fn supervise(
             () = &mut deadline => Event::Stuck,
             () = shutdown.draining(), if !told => Event::Stop,
             () = leave.cancelled(), if !leaving => Event::Leave,
-            _ = &mut ship => Event::Ship,
+            ended = &mut ship => Event::Ship { panicked: ended.is_err() },
             ended = &mut admin => Event::Admin(match ended {
                 Ok(Err(error)) => error.to_string(),
                 _ => "the admin endpoint ended".to_owned(),
@@ -189,21 +189,28 @@ async fn supervise(
                 admin.abort();
                 return Ok(End::Unfinished(vec!["stopped at once".into()]));
             }
-            Event::Ship => {
+            Event::Ship { panicked } => {
                 admin.abort();
                 drop(to_owner);
-                let end = done.await;
-                return match end {
-                    Ok(Ok(End::Clean)) => Ok(End::Clean),
-                    Ok(Err(error)) => Err(error.into()),
-                    _ => Err(anyhow!("the shipping task ended before the owner")),
-                };
+                return shipping_ended(panicked, done.await);
             }
             Event::Admin(error) => {
                 ship.abort();
                 return Err(anyhow!(error));
             }
         }
+    }
+}
+
+/// Shipping ends when the owner hangs up, which may be seen before the owner's result is.
+fn shipping_ended(
+    panicked: bool,
+    end: Result<Result<End, owner::OwnerError>, oneshot::error::RecvError>,
+) -> Result<End> {
+    match end {
+        _ if panicked => Err(anyhow!("the shipping task panicked")),
+        Ok(end) => Ok(end?),
+        Err(_) => Err(anyhow!("the shipping task ended before the owner")),
     }
 }
 

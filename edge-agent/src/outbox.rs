@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use common::record_log::{self, LoadedSegment, LogError, RecordLog};
 use prost::Message;
-use proto::header::{Header, HeaderError};
+use proto::header::{Header, HeaderError, Kind as HeaderKind};
 use proto::ids::Origin;
 use proto::intervals::IntervalSet;
 use proto::wire;
@@ -142,15 +142,17 @@ impl Outbox {
         let mut claimed = HashMap::new();
         for damage in &recovery.corrupt {
             let entries = salvage::entries(&outbox.options.dir, damage.segment, damage.offset);
-            claimed.extend(salvage::data_headers(entries.iter().map(|(_, entry)| entry)));
+            // Counts of a damaged mark are still among the running ones: it was not applied.
+            claimed
+                .extend(salvage::kinds(&entries).into_iter().filter(|(_, kind)| matches!(kind, HeaderKind::Data(_))));
             recovered.damage.push(format!("segment {:016x} at {}: {}", damage.segment, damage.offset, damage.detail));
             if !damage.maybe_unsynced {
                 outbox.keep_segment(damage.segment)?;
             }
         }
         for (origin, seq) in outbox.index.settle() {
-            let (reason, data) = (wire::VoidReason::Damaged, claimed.get(&(origin, seq)));
-            outbox.put_void(origin, seq, reason, "its record in the outbox is damaged", data)?;
+            let (reason, lost) = (wire::VoidReason::Damaged, claimed.get(&(origin, seq)));
+            outbox.put_void(origin, seq, reason, "its record in the outbox is damaged", lost)?;
             recovered.voided.push((origin, seq));
         }
         outbox.commit()?;
@@ -285,20 +287,20 @@ impl Outbox {
         self.put(Entry { batches: headers?, audit_taken: true, ..Default::default() }, &[])
     }
 
-    /// Replaces a kept batch by a void. Its bytes must lie under `rejected/` already, or be damaged. False if the batch
-    /// is not kept any more.
+    /// Replaces a kept batch by a void. Its bytes must lie under `rejected/` already, or be damaged. `lost`: what it was,
+    /// as far as is known; the counts of a mark or close go into the next one. False if the batch is not kept any more.
     pub fn void(
         &mut self,
         origin: Origin,
         seq: u64,
         reason: wire::VoidReason,
         detail: &str,
-        data: Option<&wire::Data>,
+        lost: Option<&HeaderKind>,
     ) -> Result<bool, OutboxError> {
         if !self.index.row(origin).is_some_and(|row| row.kept.contains_key(&seq)) {
             return Ok(false);
         }
-        self.put_void(origin, seq, reason, detail, data)?;
+        self.put_void(origin, seq, reason, detail, lost)?;
         Ok(true)
     }
 
@@ -308,8 +310,12 @@ impl Outbox {
         seq: u64,
         reason: wire::VoidReason,
         detail: &str,
-        data: Option<&wire::Data>,
+        lost: Option<&HeaderKind>,
     ) -> Result<(), OutboxError> {
+        let data = match lost {
+            Some(HeaderKind::Data(data)) => Some(&data.wire),
+            _ => None,
+        };
         let detail: String = detail.chars().take(500).collect();
         let kind = match (seq, data) {
             // Seq 0 is an open whatever happens: one that names nothing and says restored claims nothing.
@@ -325,9 +331,9 @@ impl Outbox {
                 dead_letters: data.is_some_and(|d| d.dead_letters),
             }),
         };
-        let audit = data.map(audit::voided).unwrap_or_default();
+        let (audit, destroyed) = lost.map(audit::of_lost).unwrap_or_default();
         let header = Header::encode(origin, seq, kind)?;
-        self.put(Entry { batches: vec![bare(header)], audit, ..Default::default() }, &[])
+        self.put(Entry { batches: vec![bare(header)], audit, destroyed, ..Default::default() }, &[])
     }
 
     fn next_seq(&self, origin: Origin) -> u64 {
@@ -452,11 +458,11 @@ impl Outbox {
             .map_err(|error| OutboxError::Rejected { path: self.options.rejected.clone(), error })
     }
 
-    /// What the damaged record of a batch still says of it.
-    pub fn claimed_data(&self, origin: Origin, seq: u64) -> Option<wire::Data> {
+    /// What a batch was, as far as its damaged record still says it.
+    pub fn claimed_kind(&self, origin: Origin, seq: u64) -> Option<HeaderKind> {
         let at = self.place(origin, seq)?.at;
         let entries = salvage::entries(&self.options.dir, at.segment, at.offset);
-        salvage::data_headers(entries.iter().map(|(_, entry)| entry)).remove(&(origin, seq))
+        salvage::kinds(&entries).remove(&(origin, seq))
     }
 
     /// Keeps the stored file of a damaged batch.

@@ -5,7 +5,7 @@ mod bench;
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use bench::{Bench, close_of, copy_dir, marks, once, open_of, start, start_tuned, tuning};
@@ -120,11 +120,53 @@ async fn a_running_agent_that_is_asked_to_leave_reads_to_the_end_and_says_left()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_started_again_at_once_has_not_left() {
+    let (fake, bench) = (Fake::start().await, Bench::new());
+    let config = bench.config(&fake, "");
+    // Three answers of one run, then those of the next.
+    let endpoint = std::net::TcpListener::bind(bench.admin).unwrap();
+    std::thread::spawn(move || {
+        for (at, stream) in endpoint.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let origin = if at < 3 { "first" } else { "second" };
+            let answer = format!("HTTP/1.1 200 OK\r\n\r\n{{\"agent\":\"web-1\",\"origin\":\"{origin}\"}}");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let error = tokio::task::spawn_blocking(move || {
+        assert_eq!(leave::ask_running(&config).unwrap(), Way::Asked);
+        leave::wait(&config, &mut Vec::new()).unwrap_err().to_string()
+    });
+    let error = error.await.unwrap();
+    assert!(error.contains("started again"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn left_is_not_said_over_a_file_that_cannot_be_read() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(10);
+    let link = bench.dir.path().join("logs/loop.log");
+    std::os::unix::fs::symlink(&link, &link).unwrap();
+    let End::Unfinished(problems) = once(bench.config(&fake, "")).await else { panic!("nothing is said to be wrong") };
+    assert!(problems.iter().any(|problem| problem.contains("loop.log")), "{problems:?}");
+    fake.with(|state| {
+        assert_eq!(state.lines().len(), 10, "the rest is read");
+        assert!(!close_of(state, state.origins()[0]).unwrap().left);
+        assert!(marks(state).is_empty());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leave_names_the_agent_that_answers_in_its_place() {
     let (fake, bench) = (Fake::start().await, Bench::new());
     let mut config = bench.config(&fake, "");
     let (stop, task) = start(config.clone(), false);
-    eventually("the admin endpoint", || ask(bench.admin, "GET", "/status").is_ok()).await;
+    fake.until("the open", |state| !state.stored.is_empty()).await;
     config.name = Some("web-2".into());
     let error = leave::ask_running(&config).unwrap_err().to_string();
     assert!(error.contains("web-1") && error.contains("admin.listen"), "{error}");
@@ -333,8 +375,7 @@ async fn counts_close_by_dataset_and_hour() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     bench.write(150);
     writeln!(std::fs::OpenOptions::new().append(true).open(bench.log()).unwrap(), "no time at all").unwrap();
-    let mut config = bench.config(&fake, "");
-    config.mark_every = Span::millis(100);
+    let config = bench.config(&fake, "");
     let (stop, task) = start(config.clone(), false);
     fake.until("the lines", |state| state.lines().len() == 151).await;
     // One batch is answered wrong and becomes a void.
@@ -357,6 +398,25 @@ async fn counts_close_by_dataset_and_hour() {
         assert_eq!(audit.len(), batches.len());
         assert_eq!(audit.values().map(|row| row[4]).sum::<u64>(), 20);
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_of_a_mark_that_becomes_a_void_are_in_the_next_one() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(25);
+    let config = bench.config(&fake, "");
+    let (stop, task) = start(config.clone(), false);
+    fake.until("the lines", |state| state.lines().len() == 25).await;
+    // The next batch is the mark of the drain.
+    fake.with(|state| state.script.push_back(Script::Wrong));
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    fake.with(|state| {
+        assert!(state.first_kinds().contains('v') && marks(state).is_empty(), "{}", state.first_kinds());
+        assert_eq!(audit_of(state).values().map(|row| row[0]).sum::<u64>(), 0);
+    });
+    assert_eq!(once(config).await, End::Clean);
+    fake.with(|state| assert_eq!(audit_of(state).values().map(|row| row[0]).sum::<u64>(), 25));
 }
 
 type Rows<const N: usize> = BTreeMap<(String, Option<i64>), [u64; N]>;
@@ -412,6 +472,10 @@ async fn destroyed_bytes_are_in_the_mark_that_does_not_wait_for_them() {
     fake.until("the open", |state| !state.stored.is_empty()).await;
     bench.write_to("other.log", 3000);
     tokio::time::sleep(Duration::from_millis(300)).await;
+    eventually("both files to be seen", || {
+        ask(bench.admin, "GET", "/status").is_ok_and(|status| status["unread_bytes"].as_u64() > Some(50_000))
+    })
+    .await;
     std::fs::OpenOptions::new().write(true).open(bench.dir.path().join("logs/other.log")).unwrap().set_len(0).unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     fake.with(|state| {
@@ -423,12 +487,16 @@ async fn destroyed_bytes_are_in_the_mark_that_does_not_wait_for_them() {
             ..Default::default()
         });
     });
-    fake.until("a mark", |state| !marks(state).is_empty()).await;
+    let gone_ms = edge_agent::run::clock::own_clock_ms();
+    let later = |mark: &proto::wire::Mark| mark.at_unix_ms > gone_ms;
+    fake.until("a mark noted after it", |state| marks(state).iter().any(later)).await;
     stop.drain();
     assert_eq!(task.await.unwrap().unwrap(), End::Clean);
     fake.with(|state| {
-        let first = &marks(state)[0];
-        assert!(first.destroyed.iter().map(|gone| gone.bytes).sum::<u64>() > 0, "{first:?}");
+        let marks = marks(state);
+        let first = marks.iter().position(later).unwrap();
+        let bytes: u64 = marks[..=first].iter().flat_map(|mark| &mark.destroyed).map(|gone| gone.bytes).sum();
+        assert!(bytes > 0, "that mark does not wait for those bytes, so it names them: {marks:?}");
         let committed: IntervalSet = state.committed[&state.origins()[0]].clone();
         assert!(committed.spans() == 1);
     });

@@ -128,19 +128,15 @@ impl Owner {
             .map_err(|error| OwnerError::Rejected { path: dir, detail: error.to_string() })?;
         self.rejected_bytes += (batch.header.len() + batch.payload.len()) as u64;
         let header = Header::decode(batch.header).ok();
-        let data = header.as_ref().and_then(|header| match &header.kind {
-            HeaderKind::Data(data) => Some(&data.wire),
-            _ => None,
-        });
-        self.void(stored, wire::VoidReason::Rejected, detail, data)
+        self.void(stored, wire::VoidReason::Rejected, detail, header.map(|header| header.kind))
     }
 
     fn damaged(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
         self.outbox.keep_damaged(place)?;
         self.count_rejected();
-        let data = self.outbox.claimed_data(stored.origin, stored.seq);
-        self.void(stored, wire::VoidReason::Damaged, detail, data.as_ref())
+        let lost = self.outbox.claimed_kind(stored.origin, stored.seq);
+        self.void(stored, wire::VoidReason::Damaged, detail, lost)
     }
 
     fn void(
@@ -148,11 +144,11 @@ impl Owner {
         stored: Stored,
         reason: wire::VoidReason,
         detail: &str,
-        data: Option<&wire::Data>,
+        lost: Option<HeaderKind>,
     ) -> Result<(), OwnerError> {
         let why = reason.as_str_name();
         tracing::error!(origin = %stored.origin, seq = stored.seq, why, detail, "a batch becomes a void");
-        if self.outbox.void(stored.origin, stored.seq, reason, detail, data)? {
+        if self.outbox.void(stored.origin, stored.seq, reason, detail, lost.as_ref())? {
             self.gauges.voided_batches.add(1);
         }
         self.commit()

@@ -3,6 +3,7 @@
 //! directory.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::outbox::index::Ended;
 use crate::outbox::look::look;
 use crate::outbox::state_dir::adopt::is_locked;
 
-/// Between two questions to an agent that is leaving.
+/// Between two questions to an agent that is leaving, and after its end, before it is looked for once more.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is to be done.
@@ -48,14 +49,20 @@ pub fn ask_running(config: &AgentConfig) -> Result<Way> {
     }
 }
 
-/// Waits until the agent that was asked has ended, and tells how.
+/// Waits until the agent that was asked has ended, and tells how. One that a service manager starts again at once has not
+/// left for long.
 pub fn wait(config: &AgentConfig, out: &mut dyn Write) -> Result<ExitCode> {
     let (name, listen) = (config.agent_name()?, config.admin_listen());
-    let mut told = String::new();
-    while let Ok(status) = ask(listen, "GET", "/status") {
-        if status["agent"] != name.as_str() {
-            break;
+    let (mut told, mut asked) = (String::new(), None);
+    while let Some(status) = status_of(listen, name.as_str()) {
+        let origin = status["origin"].as_str().map(str::to_owned);
+        if asked.is_some() && origin != asked {
+            bail!(
+                "{name} was started again after it was asked to leave, so days wait for it again: stop its unit (or set \
+                 Restart=on-failure), then say `leave` once more"
+            );
         }
+        asked = asked.or(origin);
         let now = progress(&status);
         if now != told {
             writeln!(out, "{now}")?;
@@ -84,6 +91,15 @@ pub fn wait(config: &AgentConfig, out: &mut dyn Write) -> Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// None: it has ended, and nobody has started it again within a moment.
+fn status_of(listen: SocketAddr, name: &str) -> Option<Value> {
+    let its_own = |status: Value| (status["agent"] == name).then_some(status);
+    ask(listen, "GET", "/status").ok().and_then(its_own).or_else(|| {
+        std::thread::sleep(PATIENCE);
+        ask(listen, "GET", "/status").ok().and_then(its_own)
+    })
 }
 
 fn progress(status: &Value) -> String {

@@ -10,7 +10,6 @@ use common::record_log::survey;
 use prost::Message;
 use proto::header::{Header, Kind};
 use proto::ids::Origin;
-use proto::wire;
 
 use super::entry::Entry;
 
@@ -23,15 +22,11 @@ pub fn entries(dir: &Path, segment: u64, offset: u64) -> Vec<(u64, Entry)> {
     records.into_iter().filter_map(decode).filter(|(_, entry)| adds_up(entry)).collect()
 }
 
-/// The data headers in them.
-pub fn data_headers<'a>(entries: impl Iterator<Item = &'a Entry>) -> HashMap<(Origin, u64), wire::Data> {
-    let headers = entries.flat_map(|entry| &entry.batches).filter_map(|b| Header::decode(b.header.clone()).ok());
-    headers
-        .filter_map(|header| match header.kind {
-            Kind::Data(data) => Some(((header.origin, header.seq), data.wire)),
-            _ => None,
-        })
-        .collect()
+/// What their batches are.
+pub fn kinds(entries: &[(u64, Entry)]) -> HashMap<(Origin, u64), Kind> {
+    let batches = entries.iter().flat_map(|(_, entry)| &entry.batches);
+    let headers = batches.filter_map(|batch| Header::decode(batch.header.clone()).ok());
+    headers.map(|header| ((header.origin, header.seq), header.kind)).collect()
 }
 
 /// Do the counts of a chunk agree with its batches?

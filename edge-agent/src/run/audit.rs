@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use common::event_time::civil::HOUR_US;
+use proto::header::Kind;
 use proto::wire;
 
 /// Rows kept by dataset and hour; 20,000 hours are more than two years of one dataset.
@@ -23,8 +24,19 @@ pub fn hours_of(data: &wire::Data) -> Vec<wire::HourCount> {
     vec![wire::HourCount { hour: one.then_some(hour), events: data.events }]
 }
 
-/// The rows by which a batch that becomes a void is counted.
-pub fn voided(data: &wire::Data) -> Vec<wire::AuditCount> {
+/// What a batch that becomes a void adds to the running counts: its events as voided; of a mark or close, the counts that
+/// it carried, which go into the next one.
+pub fn of_lost(lost: &Kind) -> (Vec<wire::AuditCount>, Vec<wire::Destroyed>) {
+    let (audit, destroyed) = match lost {
+        Kind::Data(data) => return (voided(&data.wire), Vec::new()),
+        Kind::Mark(mark) => (&mark.audit, &mark.destroyed),
+        Kind::Close(close) => (&close.audit, &close.destroyed),
+        Kind::Open(_) | Kind::Void(_) => return (Vec::new(), Vec::new()),
+    };
+    (audit.as_ref().map(|audit| audit.counts.clone()).unwrap_or_default(), destroyed.clone())
+}
+
+fn voided(data: &wire::Data) -> Vec<wire::AuditCount> {
     let row = |count: wire::HourCount| wire::AuditCount {
         dataset: data.dataset.clone(),
         event_hour: count.hour,

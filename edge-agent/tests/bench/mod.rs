@@ -103,6 +103,13 @@ pub fn start(config: AgentConfig, once: bool) -> (Shutdown, Running) {
 }
 
 pub fn start_tuned(config: AgentConfig, once: bool, tuning: Tuning) -> (Shutdown, Running) {
+    // The run before lets go of the address shortly after its end.
+    for _ in 0..500 {
+        if std::net::TcpListener::bind(config.admin.listen).is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let shutdown = Shutdown::new(Duration::from_secs(20));
     (shutdown.clone(), tokio::spawn(agent::run(config, once, tuning, shutdown)))
 }
