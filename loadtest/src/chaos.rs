@@ -129,6 +129,8 @@ fn spec(options: &Options, dest: &str) -> Spec {
         roll: Roll { bytes: 8 << 20, age: Duration::from_secs(2), idle: Duration::from_secs(1) },
         linger: Duration::from_millis(500),
         level: 1,
+        clock: None,
+        top: Vec::new(),
         extra: Vec::new(),
     }
 }

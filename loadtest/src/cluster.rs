@@ -13,7 +13,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -159,10 +159,30 @@ impl Cluster {
         let config = node.dir.join(CONFIG);
         let mut args = vec!["run", "--config", config.to_str().context("paths of a cluster are text")?];
         args.extend_from_slice(extra);
-        let command = self.program.command(tier, &args);
+        let mut command = self.program.command(tier, &args);
+        if let Some(clock) = self.spec.clock {
+            command.env(crate::tier::CLOCK, clock.to_text());
+        }
         let process = Process::start(&spec::node_name(tier, index), command, &node.dir.join(LOG))?;
         self.node_mut(tier, index).process = Some(process);
         Ok(())
+    }
+
+    /// Calls another command of a process's tier with its configuration, to its end; what it printed, and whether it
+    /// ended well.
+    pub fn tool(&self, tier: Tier, index: usize, args: &[&str]) -> Result<Output> {
+        let config = self.node(tier, index).dir.join(CONFIG);
+        let mut command = self.program.command(tier, args);
+        command.arg("--config").arg(config).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(clock) = self.spec.clock {
+            command.env(crate::tier::CLOCK, clock.to_text());
+        }
+        let mut child = command.spawn().context("cannot start the tool")?;
+        // It ends when its standard input does.
+        let input = child.stdin.take();
+        let output = child.wait_with_output()?;
+        drop(input);
+        Ok(output)
     }
 
     /// Waits until a process says it is ready; one that ended instead is an error with the end of its log.

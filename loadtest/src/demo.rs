@@ -103,6 +103,8 @@ fn spec(options: &Options, dest: &str) -> Spec {
         roll: Roll { bytes: 64 << 20, age: Duration::from_secs(3), idle: Duration::from_secs(2) },
         linger: Duration::from_secs(1),
         level: 1,
+        clock: None,
+        top: Vec::new(),
         extra: Vec::new(),
     }
 }

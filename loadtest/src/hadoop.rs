@@ -114,6 +114,11 @@ impl Hdfs {
         format!("hdfs://127.0.0.1:{}", self.rpc_port)
     }
 
+    /// Its configuration and all jars, as `java -cp` takes them.
+    pub fn classpath(&self) -> &str {
+        &self.java.classpath
+    }
+
     /// Where its logs are.
     pub fn dir(&self) -> &Path {
         &self.java.dir

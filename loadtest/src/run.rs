@@ -134,6 +134,8 @@ fn spec(options: &Options, bytes: u64) -> Spec {
         roll: roll_for(bytes),
         linger: Duration::from_secs(1),
         level: 1,
+        clock: None,
+        top: Vec::new(),
         extra: Vec::new(),
     }
 }

@@ -131,6 +131,7 @@ struct Shape {
 impl Shape {
     fn dataset(&self) -> Dataset {
         Dataset {
+            extra: String::new(),
             name: self.dataset.clone(),
             format: self.format.clone(),
             compression: if self.format == "parquet" { "zstd".into() } else { self.compression.clone() },

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use common::clock::Fast;
+
 /// The three kinds of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tier {
@@ -81,6 +83,8 @@ pub struct Dataset {
     pub compression: String,
     /// A name or a format string; also where the event time stands.
     pub log_format: String,
+    /// Further lines of its declaration.
+    pub extra: String,
 }
 
 impl Default for Dataset {
@@ -90,6 +94,7 @@ impl Default for Dataset {
             format: "text".into(),
             compression: "zstd".into(),
             log_format: "combined".into(),
+            extra: String::new(),
         }
     }
 }
@@ -128,6 +133,10 @@ pub struct Spec {
     pub linger: Duration,
     /// Level of compression at the agents.
     pub level: i32,
+    /// The clock that all processes live by; the system's if `None`.
+    pub clock: Option<Fast>,
+    /// Lines in each tier's configuration before everything else.
+    pub top: Vec<(Tier, String)>,
     /// Lines appended to each tier's configuration, after everything else.
     pub extra: Vec<(Tier, String)>,
 }
@@ -156,6 +165,9 @@ pub fn config_text(
     peers: &[SocketAddr],
 ) -> String {
     let mut text = format!("name = {}\n", quoted(&node_name(tier, index)));
+    for (_, top) in spec.top.iter().filter(|(of, _)| *of == tier) {
+        let _ = writeln!(text, "{top}");
+    }
     match tier {
         Tier::EdgeAgent => agent(&mut text, spec, index, dir, peers),
         Tier::Aggregator => aggregator(&mut text, addresses, dir, peers),
@@ -214,7 +226,7 @@ fn collector(text: &mut String, spec: &Spec, addresses: Addresses) {
         text,
         "listen = \"{listen}\"\ndrain_deadline = \"4m\"\n\n[destination]\nurl = {url}\n\n\
          [roll]\nbytes = {bytes}\nage = \"{age}ms\"\nidle = \"{idle}ms\"\n\n\
-         [[datasets]]\nname = {name}\nzone = \"UTC\"\nformat = {format}\ncompression = {compression}\nlog_format = {log_format}\n",
+         [[datasets]]\nname = {name}\nzone = \"UTC\"\nformat = {format}\ncompression = {compression}\nlog_format = {log_format}\n{extra}\n",
         listen = addresses.listen,
         url = quoted(&spec.dest),
         bytes = spec.roll.bytes,
@@ -224,6 +236,7 @@ fn collector(text: &mut String, spec: &Spec, addresses: Addresses) {
         format = quoted(&dataset.format),
         compression = quoted(&dataset.compression),
         log_format = quoted(&dataset.log_format),
+        extra = dataset.extra,
     );
 }
 

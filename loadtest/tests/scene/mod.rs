@@ -32,6 +32,8 @@ pub fn small_spec(dir: &Path, paths: Vec<String>) -> Spec {
         roll: Roll { bytes: 64 << 20, age: Duration::from_secs(1), idle: Duration::from_millis(500) },
         linger: Duration::from_millis(200),
         level: 1,
+        clock: None,
+        top: Vec::new(),
         extra: Vec::new(),
     }
 }
