@@ -71,9 +71,9 @@ impl From<StoreError> for Trouble {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::NotFound { .. } => Self::Missing,
-            StoreError::Unanswered { .. } | StoreError::Unavailable { .. } => Self::Store(error),
             // Of this file alone: the others can be joined without it.
-            error => Self::Refused(error.to_string()),
+            StoreError::Permission { .. } | StoreError::Other { .. } => Self::Refused(error.to_string()),
+            error => Self::Store(error),
         }
     }
 }

@@ -65,6 +65,9 @@ impl Store for Troubled {
     fn read<'a>(&'a self, path: &'a str, max_bytes: u64) -> StoreFuture<'a, Bytes> {
         self.inner.read(path, max_bytes)
     }
+    fn read_range<'a>(&'a self, path: &'a str, offset: u64, len: usize) -> StoreFuture<'a, Bytes> {
+        self.inner.read_range(path, offset, len)
+    }
     fn list<'a>(&'a self, dir: &'a str) -> StoreFuture<'a, Vec<Entry>> {
         self.inner.list(dir)
     }
