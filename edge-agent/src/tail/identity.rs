@@ -203,6 +203,8 @@ impl Files {
     fn settle(&mut self, id: u64, standing: Standing) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.cursor.standing = standing;
+            // Looked at again also while nothing can be read: what is destroyed from here on is known by that.
+            entry.cursor.suspect = true;
             self.woken.push(id);
         }
     }
