@@ -2,8 +2,7 @@
 //! not come to it, directories of retired runs, checkpoints, cleaning. Thin IO; when and what is the coordinator's
 //! decision.
 
-use std::collections::BTreeMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,13 +10,15 @@ use proto::wire;
 
 use crate::commit::CommitId;
 use crate::housekeeping::clean::{Cleaned, clean};
-use crate::housekeeping::life::Looked;
+use crate::housekeeping::life::{self, Looked};
 use crate::housekeeping::look::look;
 use crate::housekeeping::retention;
 use crate::log::files::{LogFiles, write_once};
-use crate::log::view::Finish;
+use crate::log::view::{Finish, PartitionKey, partitions};
 use crate::log::{Layout, layout};
 use crate::publish::{self, DirModes};
+use crate::seal::marker::orphaned_markers;
+use crate::seal::{Marker, finish_marker};
 use crate::store::{Renamed, Store, StoreError};
 
 /// One piece of work.
@@ -26,11 +27,25 @@ pub enum Chore {
     /// Look at all staging directories.
     Look,
     /// Finish records.
-    Sweep(Work),
-    /// Delete the directory of a retired run.
-    Delete(String),
+    Sweep {
+        /// What is left to do for each.
+        work: Work,
+        /// Markers of all partitions that are named in it, as the log has them now.
+        markers: Markers,
+    },
+    /// Give the directory of a retired run a name that it does not know, so that it can rename nothing any more.
+    Fence(String),
+    /// Delete such a directory.
+    Delete {
+        /// Whose.
+        incarnation: String,
+        /// Markers that it had taken away.
+        markers: Vec<(CommitId, Marker)>,
+    },
     /// Write a checkpoint of the records below a number.
     Checkpoint {
+        /// Names its draft.
+        id: CommitId,
         /// Records below it are covered.
         next: u64,
         /// Encoded, with its envelope.
@@ -54,6 +69,13 @@ pub enum Done {
     Looked(Option<Looked>),
     /// What is left of each record.
     Swept(Work),
+    /// The directory of a retired run has its other name, or is gone.
+    Fenced {
+        /// Whose.
+        incarnation: String,
+        /// Partitions whose markers lie in it; none: not now.
+        markers: Option<Vec<PartitionKey>>,
+    },
     /// Is the directory gone for good?
     Deleted {
         /// Whose.
@@ -81,8 +103,8 @@ pub struct Hands {
 }
 
 impl Hands {
-    /// Does one piece. `id` names what is written; `known` is the highest checkpoint that was seen.
-    pub async fn perform(&self, chore: Chore, id: CommitId, known: u64) -> Done {
+    /// Does one piece. `known` is the highest checkpoint that was seen.
+    pub async fn perform(&self, chore: Chore, known: u64) -> Done {
         let store = &**self.log.store();
         match chore {
             Chore::Look => match look(store, self.layout.incarnation()).await {
@@ -92,12 +114,18 @@ impl Hands {
                     Done::Looked(None)
                 }
             },
-            Chore::Sweep(work) => Done::Swept(sweep(store, &self.modes, work).await),
-            Chore::Delete(incarnation) => {
-                let gone = delete(store, &incarnation).await;
+            Chore::Sweep { work, markers } => {
+                Done::Swept(sweep(store, &self.layout, &self.modes, work, &markers).await)
+            }
+            Chore::Fence(incarnation) => {
+                let markers = fence(store, &incarnation).await;
+                Done::Fenced { incarnation, markers }
+            }
+            Chore::Delete { incarnation, markers } => {
+                let gone = delete(store, &self.layout, &incarnation, markers).await;
                 Done::Deleted { incarnation, gone }
             }
-            Chore::Checkpoint { next, bytes } => {
+            Chore::Checkpoint { id, next, bytes } => {
                 Done::Checkpointed(checkpoint(&self.log, &self.layout, id, next, bytes, known).await)
             }
             Chore::Leftovers(names) => {
@@ -121,9 +149,39 @@ impl Hands {
     }
 }
 
+/// Gives the directory of a retired run its other name. What it holds that is still needed; none: not known now.
+async fn fence(store: &dyn Store, incarnation: &str) -> Option<Vec<PartitionKey>> {
+    let from = format!("{}/{incarnation}", layout::STAGING);
+    let to = format!("{}/{}", layout::STAGING, life::fenced(incarnation));
+    let renamed = store.rename_new(&from, &to).await;
+    let there = match renamed {
+        Ok(Renamed::Done | Renamed::SourceMissing) => orphaned_markers(store, &to).await,
+        Ok(other) => {
+            tracing::warn!(incarnation, ?other, "directory of a retired run cannot get its other name");
+            return None;
+        }
+        Err(error) => Err(error),
+    };
+    match there {
+        Ok(keys) => Some(keys),
+        // Somebody else has deleted it.
+        Err(StoreError::NotFound { .. }) => Some(Vec::new()),
+        Err(error) => {
+            tracing::info!(incarnation, %error, "directory of a retired run cannot be deleted now");
+            None
+        }
+    }
+}
+
 /// Deletes the directory of a retired run with all it holds, open files too. True when it is gone.
-async fn delete(store: &dyn Store, incarnation: &str) -> bool {
-    let dir = format!("{}/{incarnation}", layout::STAGING);
+async fn delete(store: &dyn Store, own: &Layout, incarnation: &str, markers: Vec<(CommitId, Marker)>) -> bool {
+    let dir = format!("{}/{}", layout::STAGING, life::fenced(incarnation));
+    for (id, marker) in &markers {
+        if let Err(error) = finish_marker(store, own, *id, marker).await {
+            tracing::info!(file = marker.path(), %error, "marker cannot be written now");
+            return false;
+        }
+    }
     if let Err(error) = store.delete(&dir, true).await {
         tracing::info!(incarnation, %error, "directory of a retired run cannot be deleted now");
         return false;
@@ -148,10 +206,13 @@ async fn tidy(store: &dyn Store, own: &Layout, names: Vec<String>) {
 
 /// Records with what is left to do for each.
 pub type Work = Vec<(u64, Finish)>;
+/// Markers by partition.
+pub type Markers = HashMap<PartitionKey, (CommitId, Marker)>;
 
-/// Finishes records: what is still staged goes to its place, then what it replaces is deleted. One listing per
-/// incarnation tells what is staged; returns what is left of each record, everything if the store does not answer.
-pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Work {
+/// Finishes records: what is still staged goes to its place, then what it replaces is deleted, then markers are written.
+/// One listing per incarnation tells what is staged; returns what is left of each record, everything if the store does
+/// not answer.
+pub async fn sweep(store: &dyn Store, own: &Layout, modes: &DirModes, work: Work, markers: &Markers) -> Work {
     let mut incarnations: BTreeMap<String, Work> = BTreeMap::new();
     for (n, finish) in work {
         incarnations.entry(finish.incarnation.clone()).or_default().push((n, finish));
@@ -159,7 +220,9 @@ pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Work {
     let mut left = Vec::new();
     for (incarnation, records) in incarnations {
         let dir = format!("{}/{incarnation}", layout::STAGING);
-        let staged: HashSet<String> = match store.list(&dir).await {
+        let needs_listing = records.iter().any(|(_, finish)| !finish.bring.is_empty());
+        let listed = if needs_listing { store.list(&dir).await } else { Ok(Vec::new()) };
+        let staged: HashSet<String> = match listed {
             Ok(entries) => entries.into_iter().map(|entry| entry.name).collect(),
             // Deleted after everything in it was brought to its place.
             Err(StoreError::NotFound { .. }) => HashSet::new(),
@@ -175,7 +238,12 @@ pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Work {
             };
             finish.bring.retain(is_staged);
             if !finish.bring.is_empty() {
-                tracing::info!(n, incarnation, files = finish.bring.len(), "finishing the record of another run");
+                tracing::info!(
+                    n,
+                    incarnation,
+                    files = finish.bring.len(),
+                    "bringing files of a record to their places"
+                );
             }
             let brought = publish::bring_all(store, modes, std::mem::take(&mut finish.bring)).await;
             finish.bring = brought.again.into_iter().chain(brought.stuck).collect();
@@ -185,7 +253,31 @@ pub async fn sweep(store: &dyn Store, modes: &DirModes, work: Work) -> Work {
             left.push((n, finish));
         }
     }
+    mark(store, own, &mut left, markers).await;
     left
+}
+
+/// Is this a file in that partition, or one that came late for it?
+pub fn file_of(file: &wire::PublishedFile, key: &PartitionKey) -> bool {
+    let is_of = |dataset: &str| partitions::key(0, dataset, file.partition.as_ref()).is_ok_and(|of| of == *key);
+    is_of(&file.dataset) || (!file.late_of.is_empty() && is_of(&file.late_of))
+}
+
+/// Writes the markers that records ask for and that are given, one per partition, once no file of it is left.
+async fn mark(store: &dyn Store, own: &Layout, left: &mut Work, markers: &Markers) {
+    for (key, (id, marker)) in markers {
+        let is_left = |finish: &Finish| {
+            let removes = finish.markers.contains(key) && !finish.remove.is_empty();
+            removes || finish.bring.iter().any(|file| file_of(file, key))
+        };
+        if left.iter().any(|(_, finish)| is_left(finish)) {
+            continue;
+        }
+        match finish_marker(store, own, *id, marker).await {
+            Ok(()) => left.iter_mut().for_each(|(_, finish)| finish.markers.retain(|of| of != key)),
+            Err(error) => tracing::info!(file = marker.path(), %error, "marker cannot be written now"),
+        }
+    }
 }
 
 /// Deletes files that a record replaced; returns those that may still be there.

@@ -4,6 +4,7 @@
 //! - [`intake`]: what streams bring, and what they are answered,
 //! - [`commits`]: rolling, drafting, merging records, and what follows from a commit,
 //! - [`keeping`]: housekeeping: signs of life, retiring, checkpoints, cleaning, the end of a drain,
+//! - [`sealing`]: compaction and seal of partitions that are complete,
 //! - [`upkeep`]: finishing the records of others, status.
 //!
 //! Keeps I1 (*committed* and *refused* leave only after the commit) and I4 (a batch is in one place here, and leaves
@@ -14,6 +15,7 @@ pub mod event;
 pub mod in_flight;
 pub mod intake;
 pub mod keeping;
+pub mod sealing;
 pub mod upkeep;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,13 +28,16 @@ pub use event::{Action, AppendAnswer, Delivery, Event, Now, StepGroup};
 pub use in_flight::{Credit, InFlight};
 
 use crate::commit::Planner;
+use crate::compact::Progress;
+use crate::config::compaction::CompactionConfig;
 use crate::config::dataset::DatasetConfig;
 use crate::housekeeping::keeper::{self, Keeper};
 use crate::housekeeping::seen::Seen;
 use crate::ledger::{Committed, GroupKey, Staged, StreamId};
 use crate::log::View;
-use crate::log::view::Finish;
+use crate::log::view::{Finish, PartitionKey};
 use crate::roll::{GroupLimits, TotalLimits};
+use sealing::Sealing;
 
 /// What does not change while it runs.
 #[derive(Debug, Clone)]
@@ -63,6 +68,14 @@ pub struct Settings {
     pub drain_deadline: Duration,
     /// What is kept how long.
     pub housekeeping: keeper::Limits,
+    /// How often open partitions are looked at.
+    pub seal_every: Duration,
+    /// An inventory is configured; does it name all agents?
+    pub inventory: Option<bool>,
+    /// What is joined before a seal.
+    pub compaction: CompactionConfig,
+    /// How far compactions are.
+    pub progress: Progress,
 }
 
 /// Gives 16 random bytes, other ones each time.
@@ -147,6 +160,11 @@ pub struct Coordinator {
     retreats: HashMap<GroupKey, Retreat>,
     unfinished: BTreeMap<u64, Unfinished>,
     keeper: Keeper,
+    sealing: Sealing,
+    /// What the own record asks for besides its files: done when those are in their places.
+    publishing: Finish,
+    /// A retired directory that nobody can rename out of any more, with the markers that lay in it.
+    fenced: Option<(String, Vec<PartitionKey>)>,
     /// When the end of the log was last seen.
     end_seen: Instant,
     /// When the step under way was sent.
@@ -186,11 +204,10 @@ impl std::fmt::Debug for Coordinator {
 impl Coordinator {
     /// Begins behind what was replayed. `staging` is the own directory, for messages.
     pub fn new(settings: Settings, replayed: Replayed, staging: String, ids: IdSource, now: Instant) -> Self {
-        let unfinished = replayed.records.into_iter().filter(|(_, finish)| !finish.is_empty());
-        let unfinished = unfinished.map(|(n, finish)| (n, Unfinished { finish, not_before: now }));
         let next = replayed.view.next();
         let keeper = Keeper::new(&settings.incarnation, settings.housekeeping, replayed.seen, now);
-        Self {
+        let sealing = Sealing::new(settings.inventory, now);
+        let mut coordinator = Self {
             settings,
             view: replayed.view,
             staged: Staged::default(),
@@ -201,8 +218,11 @@ impl Coordinator {
             next_group: 0,
             answers: Vec::new(),
             retreats: HashMap::new(),
-            unfinished: unfinished.collect(),
+            unfinished: BTreeMap::new(),
             keeper,
+            sealing,
+            publishing: Finish::default(),
+            fenced: None,
             end_seen: now,
             step_sent: now,
             chore: false,
@@ -221,7 +241,11 @@ impl Coordinator {
             drained: false,
             stopped: false,
             actions: Vec::new(),
+        };
+        for (n, finish) in replayed.records {
+            coordinator.add_unfinished(n, finish, now);
         }
+        coordinator
     }
 
     /// Takes one event; what is to be done comes back in order.
@@ -242,6 +266,8 @@ impl Coordinator {
             Event::Closed { group, result } => self.closed(group, result, now.instant),
             Event::Stepped(outcome) => self.stepped(*outcome, now),
             Event::Chored(done) => self.chored(*done, now.instant),
+            Event::Compacted { key, result } => self.compacted(&key, result, now),
+            Event::Inventory(names) => self.inventory(names, now),
             Event::Shown { seen, shown } => self.shown(seen, &shown, now.instant),
             Event::Measured { groups, over, credit } => {
                 self.over = over;

@@ -38,8 +38,14 @@ pub fn name(record: &wire::CommitRecord) -> &'static str {
 }
 
 /// Does a record that was read while `draft` is under way conflict with it, beyond the seqs that both cover? `view`
-/// has the record.
-pub fn conflicts(draft: &Draft, record: &wire::CommitRecord, applied: &Applied, view: &View) -> bool {
+/// has the record; `seal_holds` judges a seal by it.
+pub fn conflicts(
+    draft: &Draft,
+    record: &wire::CommitRecord,
+    applied: &Applied,
+    view: &View,
+    seal_holds: impl FnOnce(&wire::Seal) -> bool,
+) -> bool {
     let covered = |agent: &str, origin: Option<&[u8]>| {
         applied.covers.iter().any(|cover| {
             cover.key.agent.as_str() == agent && origin.is_none_or(|origin| origin == cover.key.origin.to_bytes())
@@ -61,8 +67,9 @@ pub fn conflicts(draft: &Draft, record: &wire::CommitRecord, applied: &Applied, 
         Some(Action::Forget(forget)) => covered(&forget.agent, None),
         Some(Action::Abandon(abandon)) => covered(&abandon.agent, Some(&abandon.origin)),
         Some(Action::Compact(compact)) => !compact_holds(compact, view),
-        // A seal is evaluated again on every record that came between.
-        Some(Action::Seal(_)) | None => true,
+        // Evaluated again on every record that came between.
+        Some(Action::Seal(seal)) => !seal_holds(seal),
+        None => true,
     }
 }
 
@@ -94,7 +101,7 @@ fn expired_conflicts(publish: &wire::Publish, record: &wire::CommitRecord, view:
 }
 
 /// Are the inputs of a compaction still all there, in a partition that is not sealed?
-fn compact_holds(compact: &wire::Compact, view: &View) -> bool {
+pub fn compact_holds(compact: &wire::Compact, view: &View) -> bool {
     let Ok(key) = partitions::key(0, &compact.dataset, compact.partition.as_ref()) else { return false };
     let open = view.partitions().open().find(|(open, _, _)| **open == key);
     open.is_some_and(|(_, _, open)| {

@@ -2,6 +2,7 @@
 //! stream: appends, closes, steps on the log and chores run beside it and come back as events.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::chores::{Chore, Hands};
+use crate::commit::Stop;
 use crate::commit::driver::Driver;
-use crate::commit::{CommitId, Stop};
+use crate::compact::{self, Budget, Plan};
 use crate::config::dataset::DatasetConfig;
-use crate::coordinator::{Action, AppendAnswer, Coordinator, Credit, Delivery, Event, IdSource, Now, StepGroup};
+use crate::coordinator::{Action, AppendAnswer, Coordinator, Credit, Delivery, Event, Now, StepGroup};
 use crate::ledger::{GroupKey, GroupKind, StreamId};
 use crate::log::{Layout, LogFiles};
 use crate::metrics::Metrics;
@@ -26,6 +28,7 @@ use crate::partition_writer::{AppendError, GroupHandle, GroupSpec, MemoryBudget,
 use crate::publish::DirModes;
 use crate::quarantine::QuarantinedBatch;
 use crate::receive::{Inbox, Outbound, credit};
+use crate::seal::inventory;
 use crate::status::Snapshot;
 use crate::store::Store;
 
@@ -51,8 +54,6 @@ pub struct Parts {
     pub modes: Arc<DirModes>,
     /// Memory of all groups.
     pub memory: MemoryBudget,
-    /// Random bytes for checkpoints.
-    pub ids: IdSource,
     /// What streams send.
     pub inbox: mpsc::Receiver<Inbox>,
     /// Declarations, and their version.
@@ -67,6 +68,8 @@ pub struct Parts {
     pub unix_ms: Clock,
     /// How often it looks at what is due.
     pub tick: Duration,
+    /// Agents that are expected; read again and again.
+    pub inventory: Option<PathBuf>,
 }
 
 /// Gives the wall clock, milliseconds since the epoch.
@@ -83,6 +86,11 @@ pub struct Owner {
     parts: Parts,
     driver: Arc<Driver>,
     hands: Hands,
+    budget: Budget,
+    /// Compaction waits while this is true.
+    busy: watch::Sender<bool>,
+    stop_compaction: CancellationToken,
+    next_inventory: std::time::Instant,
     groups: HashMap<u64, GroupHandle>,
     streams: HashMap<StreamId, Stream>,
     work: FuturesUnordered<BoxFuture<'static, Event>>,
@@ -105,10 +113,16 @@ impl Owner {
     pub fn new(parts: Parts) -> Self {
         let driver = Arc::new(Driver::new(parts.log.clone(), parts.layout.clone(), Arc::clone(&parts.modes)));
         let (log, layout, modes) = (parts.log.clone(), parts.layout.clone(), Arc::clone(&parts.modes));
+        let (busy, is_busy) = watch::channel(false);
+        let budget = Budget::new(&parts.coordinator.settings().compaction, is_busy);
         Self {
             parts,
             driver,
             hands: Hands { log, layout, modes },
+            budget,
+            busy,
+            stop_compaction: CancellationToken::new(),
+            next_inventory: tokio::time::Instant::now().into_std(),
             groups: HashMap::new(),
             streams: HashMap::new(),
             work: FuturesUnordered::new(),
@@ -143,6 +157,7 @@ impl Owner {
                 Woken::Drain => {
                     draining = true;
                     self.announce = true;
+                    self.stop_compaction.cancel();
                     self.feed(Event::Drain);
                 }
             }
@@ -209,6 +224,8 @@ impl Owner {
         let over = self.parts.memory.is_over();
         let (all, one) = self.parts.credit;
         let credit = Credit { all, stream: credit(all, one, self.streams.len()) };
+        self.busy.send_if_modified(|busy| std::mem::replace(busy, over) != over);
+        self.read_inventory(self.now());
         self.feed(Event::Measured { groups, over, credit });
         self.publish_snapshot();
     }
@@ -250,6 +267,15 @@ impl Owner {
                 self.work.push(async move { Event::Stepped(Box::new(driver.perform(step).await)) }.boxed());
             }
             Action::Chore(chore) => self.chore(*chore),
+            Action::Compact { plan, numbers } => self.compact(*plan, numbers),
+            Action::AbandonCompaction(compact) => {
+                let store = Arc::clone(&self.parts.store);
+                let work = async move {
+                    compact::abandon(&*store, &compact).await;
+                    Event::Tick
+                };
+                self.work.push(work.boxed());
+            }
             Action::Show { mut seen, read } => {
                 let (store, layout) = (Arc::clone(&self.parts.store), self.parts.layout.clone());
                 let work = async move {
@@ -266,12 +292,44 @@ impl Owner {
     }
 
     fn chore(&mut self, chore: Chore) {
-        let (hands, id) = (self.hands.clone(), CommitId((self.parts.ids)()));
+        let hands = self.hands.clone();
         let known = self.known_checkpoint;
         if let Chore::Checkpoint { next, .. } = chore {
             self.known_checkpoint = next;
         }
-        let work = async move { Event::Chored(Box::new(hands.perform(chore, id, known).await)) };
+        let work = async move { Event::Chored(Box::new(hands.perform(chore, known).await)) };
+        self.work.push(work.boxed());
+    }
+
+    fn compact(&mut self, plan: Plan, mut numbers: u64) {
+        let (store, layout, key) = (Arc::clone(&self.parts.store), self.parts.layout.clone(), plan.key.clone());
+        let (budget, progress) = (self.budget.clone(), self.parts.coordinator.settings().progress.clone());
+        let stop = self.stop_compaction.clone();
+        let next = move || {
+            numbers += 1;
+            numbers - 1
+        };
+        let work = async move {
+            let result = compact::run(&store, &layout, plan, next, &budget, &progress, stop).await;
+            Event::Compacted { key, result }
+        };
+        self.work.push(work.boxed());
+    }
+
+    /// Reads the inventory, every heartbeat.
+    fn read_inventory(&mut self, now: Now) {
+        let Some(path) = self.parts.inventory.clone().filter(|_| now.instant >= self.next_inventory) else { return };
+        self.next_inventory = now.instant + self.parts.coordinator.settings().housekeeping.heartbeat;
+        let work = async move {
+            let read = tokio::fs::read_to_string(&path).await.map_err(|error| error.to_string());
+            match read.and_then(|text| inventory::parse(&text).map_err(|error| error.to_string())) {
+                Ok(names) => Event::Inventory(names),
+                Err(error) => {
+                    tracing::warn!(file = %path.display(), error, "inventory cannot be read, what it said before stays");
+                    Event::Tick
+                }
+            }
+        };
         self.work.push(work.boxed());
     }
 

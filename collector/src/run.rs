@@ -17,7 +17,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::compact::Progress;
 use crate::config::Config;
+use crate::coordinator::sealing::SEAL_EVERY;
 use crate::coordinator::{Coordinator, IdSource, Settings};
 use crate::housekeeping::keeper;
 use crate::metrics::Metrics;
@@ -181,7 +183,6 @@ impl Wired {
             layout: begun.layout,
             modes: Arc::new(dir_modes(&self.config)),
             memory: MemoryBudget::new(self.config.roll.memory.bytes()),
-            ids: ids(),
             inbox,
             declarations: (self.config.declarations_version(), declarations),
             credit: (self.config.receive.memory.bytes(), self.config.receive.stream_memory.bytes()),
@@ -189,6 +190,7 @@ impl Wired {
             snapshot: self.snapshot,
             unix_ms: Arc::new(common::clock::unix_ms),
             tick: TICK,
+            inventory: self.config.housekeeping.inventory.clone(),
         });
         Ok(owner.run(shutdown).await?)
     }
@@ -240,5 +242,9 @@ pub fn settings(config: &Config, incarnation: &str) -> anyhow::Result<Settings> 
         finish_after: config.commit.finish_after.get(),
         drain_deadline: config.drain_deadline.get(),
         housekeeping: keeper::Limits::new(&config.housekeeping),
+        seal_every: SEAL_EVERY,
+        inventory: config.housekeeping.inventory.as_ref().map(|_| config.housekeeping.inventory_is_complete),
+        compaction: config.compaction.clone(),
+        progress: Progress::default(),
     })
 }

@@ -7,7 +7,7 @@ use proto::ids::BatchId;
 use proto::wire;
 use proto::wire::commit_record::Action as Said;
 
-use super::{Action, Answered, Coordinator, Now, Retreat, Unfinished};
+use super::{Action, Answered, Coordinator, Now, Retreat};
 use crate::commit::{CommitId, Draft, Effect, Outcome, Stop};
 use crate::config::dataset::{LATE_SUFFIX, LatePolicy};
 use crate::housekeeping;
@@ -171,6 +171,9 @@ impl Coordinator {
             Effect::Dead(draft) => {
                 tracing::info!(commit = %draft.id, "draft will never be a record, what is left of it goes into a new one");
                 self.counts.dead_drafts += 1;
+                if let Some(Said::Compact(compact)) = draft.record.action {
+                    self.abandon_compaction(compact);
+                }
             }
             Effect::Published(stuck) => self.published(stuck, now),
             Effect::Stop(stop) => self.stop(stop),
@@ -205,7 +208,10 @@ impl Coordinator {
         }
         let draft = self.planner.draft();
         if draft.is_some_and(|d| groups.iter().any(|g| d.names(*g)) || seqs.iter().any(|id| d.seqs.contains(id)))
-            || draft.is_some_and(|draft| housekeeping::conflicts(draft, record, &applied, &self.view))
+            || draft.is_some_and(|draft| {
+                let seal_holds = |seal: &wire::Seal| self.seal_holds(seal, now);
+                housekeeping::conflicts(draft, record, &applied, &self.view, seal_holds)
+            })
         {
             self.planner.touch();
         }
@@ -284,8 +290,7 @@ impl Coordinator {
         self.last_commit = now.instant;
         self.count(&publish);
         // The files go first, by the planner; what else the record asks for is done beside the next commits.
-        let finish = Finish { bring: Vec::new(), ..applied.finish };
-        self.add_unfinished(n, finish, now.instant);
+        self.publishing = Finish { bring: Vec::new(), ..applied.finish };
         let since = now.instant.saturating_duration_since(self.draft_begun);
         let files = publish.files;
         tracing::info!(n, files = files.len(), batches = self.answers.len(), "committed");
@@ -319,26 +324,14 @@ impl Coordinator {
 
     /// The files were brought to their places: the answers leave.
     fn published(&mut self, stuck: Vec<wire::PublishedFile>, now: Now) {
-        let incarnation = self.settings.incarnation.clone();
-        let finish = Finish { incarnation, bring: stuck, ..Finish::default() };
-        self.add_unfinished(self.planner.next() - 1, finish, now.instant + self.settings.finish_after);
+        let after = if stuck.is_empty() { Duration::ZERO } else { self.settings.finish_after };
+        let finish = Finish { bring: stuck, ..std::mem::take(&mut self.publishing) };
+        self.add_unfinished(self.planner.next() - 1, finish, now.instant + after);
         for Answered { id, waiters, refused } in std::mem::take(&mut self.answers) {
             for stream in waiters {
                 self.answer_committed(stream, &id, refused.as_ref());
             }
         }
-    }
-
-    fn add_unfinished(&mut self, n: u64, finish: Finish, not_before: Instant) {
-        if finish.is_empty() {
-            return;
-        }
-        let row = self.unfinished.entry(n).or_insert(Unfinished { finish: Finish::default(), not_before });
-        row.finish.incarnation = finish.incarnation;
-        row.finish.bring.extend(finish.bring);
-        row.finish.remove.extend(finish.remove);
-        row.finish.markers.extend(finish.markers);
-        row.not_before = not_before;
     }
 }
 

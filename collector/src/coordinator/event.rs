@@ -1,20 +1,23 @@
 //! What goes into the coordinator and what comes out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use proto::header::Header;
-use proto::ids::BatchId;
+use proto::ids::{AgentName, BatchId};
 use proto::wire;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::in_flight::Credit;
 use crate::chores::{Chore, Done};
 use crate::commit::{Outcome, Step, Stop};
+use crate::compact::{CompactError, Plan};
 use crate::config::dataset::DatasetConfig;
 use crate::housekeeping::seen::{Seen, Shown};
 use crate::ledger::{GroupKey, StreamId};
+use crate::log::view::PartitionKey;
 use crate::roll::Reason;
 
 /// The time of an event.
@@ -110,6 +113,15 @@ pub enum Event {
     Stepped(Box<Outcome>),
     /// The chore ended.
     Chored(Box<Done>),
+    /// A compaction ended.
+    Compacted {
+        /// Of this partition.
+        key: PartitionKey,
+        /// How.
+        result: Result<wire::Compact, CompactError>,
+    },
+    /// The inventory was read.
+    Inventory(BTreeSet<AgentName>),
     /// The sign of life was renewed, or not.
     Shown {
         /// What is shown now.
@@ -183,6 +195,15 @@ pub enum Action {
     Step(Step),
     /// A chore; one at a time.
     Chore(Box<Chore>),
+    /// Join files; one at a time.
+    Compact {
+        /// Which.
+        plan: Box<Plan>,
+        /// The first of many numbers of groups that are used for nothing else.
+        numbers: u64,
+    },
+    /// Delete what a compaction staged that is not committed and never will be.
+    AbandonCompaction(Box<wire::Compact>),
     /// Show a sign of life.
     Show {
         /// What is shown now.

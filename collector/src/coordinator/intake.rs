@@ -254,6 +254,8 @@ pub(super) mod tests {
     use proto::ids::{AgentName, DatasetName, Origin};
 
     use super::*;
+    use crate::compact::Progress;
+    use crate::config::compaction::CompactionConfig;
     use crate::config::dataset::DatasetConfig;
     use crate::config::housekeeping::HousekeepingConfig;
     use crate::coordinator::{Credit, Event, Replayed, Settings};
@@ -277,6 +279,10 @@ pub(super) mod tests {
             finish_after: long,
             drain_deadline: long,
             housekeeping: Limits::new(&HousekeepingConfig::default()),
+            seal_every: long,
+            inventory: None,
+            compaction: CompactionConfig::default(),
+            progress: Progress::default(),
         };
         Coordinator::new(settings, Replayed::default(), "s".into(), Box::new(|| [0; 16]), Instant::now())
     }

@@ -75,26 +75,32 @@ impl Coordinator {
         }
     }
 
-    /// The directory of a run that must not commit any more, once all its committed files are in their places.
-    fn delete_due(&self, now: Instant) -> Option<Chore> {
+    /// The directory of a run that must not commit any more, once all its committed files are in their places: first
+    /// nobody can rename out of it any more, then what lay in it and is still needed is made again, then it goes.
+    fn delete_due(&mut self, now: Instant) -> Option<Chore> {
         if !self.keeper.delete_due(now) {
             return None;
+        }
+        if let Some((incarnation, keys)) = self.fenced.take() {
+            let markers = self.markers(&keys).into_values().collect();
+            return Some(Chore::Delete { incarnation, markers });
         }
         let mut retired = self.view.incarnations().iter().filter(|(_, row)| row.retired_by.is_some());
         let staged = |name: &str| {
             self.unfinished.values().any(|row| row.finish.incarnation == name && !row.finish.bring.is_empty())
         };
         let (name, _) = retired.find(|(name, _)| **name != self.settings.incarnation && !staged(name))?;
-        Some(Chore::Delete(name.clone()))
+        Some(Chore::Fence(name.clone()))
     }
 
     /// Only over finished records: none of their files in staging any more, and no retired directory.
-    fn checkpoint_due(&self) -> Option<Chore> {
+    fn checkpoint_due(&mut self) -> Option<Chore> {
         let due = self.is_checkpoint_due()
             && self.unfinished.is_empty()
             && self.planner.is_idle()
             && self.view.incarnations().values().all(|row| row.retired_by.is_none());
         due.then(|| Chore::Checkpoint {
+            id: CommitId((self.ids)()),
             next: self.planner.next(),
             bytes: proto::record::encode_checkpoint(&self.view.to_checkpoint()).into(),
         })
@@ -121,6 +127,8 @@ impl Coordinator {
         match done {
             Done::Looked(looked) => looked.iter().for_each(|looked| self.looked(looked)),
             Done::Swept(left) => self.swept(left, now),
+            Done::Fenced { incarnation, markers: Some(keys) } => self.fenced = Some((incarnation, keys)),
+            Done::Fenced { .. } => self.keeper.delete_later(now),
             Done::Deleted { incarnation, gone: true } => self.view.directory_deleted(&incarnation),
             Done::Deleted { gone: false, .. } => self.keeper.delete_later(now),
             Done::Checkpointed(highest) => self.last_checkpoint = self.last_checkpoint.max(highest),
@@ -142,8 +150,7 @@ impl Coordinator {
         self.keeper.looked(looked, draft.as_deref());
         // A directory that is not listed was deleted by somebody: names are never used again.
         let retired = self.view.incarnations().iter().filter(|(_, row)| row.retired_by.is_some());
-        let gone: Vec<String> =
-            retired.map(|(name, _)| name).filter(|name| !looked.dirs.contains_key(*name)).cloned().collect();
+        let gone: Vec<String> = retired.map(|(name, _)| name).filter(|name| !looked.has(name)).cloned().collect();
         gone.iter().for_each(|name| self.view.directory_deleted(name));
     }
 
@@ -160,7 +167,7 @@ impl Coordinator {
         if self.draining {
             return None;
         }
-        self.retire_due().or_else(|| self.expire_due(now))
+        self.retire_due().or_else(|| self.expire_due(now)).or_else(|| self.seal_due(now))
     }
 
     fn retire_due(&self) -> Option<Said> {
@@ -199,6 +206,8 @@ impl Coordinator {
 
     /// An own record besides commits is in the log.
     pub(super) fn own_action(&mut self, applied: &Applied, now: Instant) {
+        // Whoever made it waits for what it asks for.
+        self.next_sweep = now;
         match &applied.retired {
             Some(retired) if *retired == self.settings.incarnation => self.left = true,
             Some(retired) => self.finish_retired(retired, now),

@@ -1,12 +1,13 @@
 //! What is done beside the commits: the files of records whose owner did not come to it; status.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use proto::wire;
 
-use super::{Coordinator, Now};
-use crate::chores::Chore;
-use crate::log::view::Finish;
+use super::{Coordinator, Now, Unfinished};
+use crate::chores::{Chore, file_of};
+use crate::log::view::{Finish, PartitionKey};
 
 /// Between two looks at the same files.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -26,8 +27,17 @@ impl Coordinator {
             return None;
         }
         self.next_sweep = now + if due { SWEEP_FOR_CHECKPOINT } else { SWEEP_EVERY };
+        // A marker counts files: it is written when all of them are in their places.
+        let mut keys: BTreeSet<PartitionKey> =
+            work.iter().flat_map(|(_, finish)| finish.markers.iter().cloned()).collect();
+        let staged_elsewhere = |key: &PartitionKey| {
+            let others = self.unfinished.iter().filter(|(n, _)| work.iter().all(|(of, _)| of != *n));
+            others.flat_map(|(_, row)| &row.finish.bring).any(|file| file_of(file, key))
+        };
+        keys.retain(|key| !staged_elsewhere(key) && !self.publishing.markers.contains(key));
+        let markers = self.markers(&keys);
         self.sweeping = work.iter().cloned().collect();
-        Some(Chore::Sweep(work))
+        Some(Chore::Sweep { work, markers })
     }
 
     /// What was given and is not left is done; what was added to a record meanwhile stays.
@@ -44,6 +54,20 @@ impl Coordinator {
                 self.unfinished.remove(&n);
             }
         }
+    }
+
+    pub(super) fn add_unfinished(&mut self, n: u64, mut finish: Finish, not_before: Instant) {
+        // Late for a partition that was never sealed: there is no marker that could be outdated.
+        finish.markers.retain(|key| self.view.partitions().sealed(key).is_some());
+        if finish.is_empty() {
+            return;
+        }
+        let row = self.unfinished.entry(n).or_insert(Unfinished { finish: Finish::default(), not_before });
+        row.finish.incarnation = finish.incarnation;
+        row.finish.bring.extend(finish.bring);
+        row.finish.remove.extend(finish.remove);
+        row.finish.markers.extend(finish.markers);
+        row.not_before = not_before;
     }
 
     /// Records of which not every file is known to be in its place.

@@ -31,6 +31,18 @@ pub struct Looked {
     pub own: Vec<String>,
 }
 
+/// What a retired directory is called once nobody can rename out of it any more.
+pub fn fenced(incarnation: &str) -> String {
+    format!("{incarnation}.gone")
+}
+
+impl Looked {
+    /// Is the directory of this run there, under either of its names?
+    pub fn has(&self, incarnation: &str) -> bool {
+        self.dirs.contains_key(incarnation) || self.dirs.contains_key(&fenced(incarnation))
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Row {
     sign: Option<Sign>,

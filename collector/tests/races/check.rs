@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use collector::ledger::committed::covers;
+use collector::log::View;
+use collector::log::view::partitions::State;
 use proto::intervals::IntervalSet;
 use proto::record::{decode_record, number_name};
 use proto::wire;
+use proto::wire::commit_record::Action;
 
 use crate::store::MemStore;
 
@@ -18,11 +22,16 @@ pub enum As {
     Data,
     Quarantined,
     WithoutFile,
+    Expired,
 }
 
 /// All records, in order; panics on a gap or a damaged one.
 pub fn records(store: &MemStore) -> Vec<wire::CommitRecord> {
-    let files = store.files_below("_catchment/commits");
+    decode(store.files_below("_catchment/commits"))
+}
+
+/// Records by path, which must have no holes.
+pub fn decode(files: Vec<(String, Bytes)>) -> Vec<wire::CommitRecord> {
     files
         .iter()
         .enumerate()
@@ -35,21 +44,21 @@ pub fn records(store: &MemStore) -> Vec<wire::CommitRecord> {
 
 fn publish(record: &wire::CommitRecord) -> Option<&wire::Publish> {
     match &record.action {
-        Some(wire::commit_record::Action::Publish(publish)) => Some(publish),
-        Some(wire::commit_record::Action::Retire(_)) => None,
-        other => panic!("{other:?}"),
+        Some(Action::Publish(publish)) => Some(publish),
+        _ => None,
     }
 }
 
+fn set(set: &Option<wire::IntervalSet>) -> IntervalSet {
+    set.as_ref().map(|s| IntervalSet::try_from(s).unwrap()).unwrap_or_default()
+}
+
 /// I4: each batch is covered once at most.
-pub fn covered(store: &MemStore) -> BTreeMap<Name, As> {
+pub fn covered(records: &[wire::CommitRecord]) -> BTreeMap<Name, As> {
     let mut all = BTreeMap::new();
-    for (n, record) in records(store).iter().enumerate() {
+    for (n, record) in records.iter().enumerate() {
         let Some(publish) = publish(record) else { continue };
         for (cover, wire_cover) in covers(n as u64, publish).unwrap().iter().zip(&publish.covers) {
-            let set = |set: &Option<wire::IntervalSet>| {
-                set.as_ref().map(|s| IntervalSet::try_from(s).unwrap()).unwrap_or_default()
-            };
             let (data, quarantined) = (set(&wire_cover.data), set(&wire_cover.quarantined));
             for seq in cover.seqs.seqs() {
                 let kind = match (data.contains(seq), quarantined.contains(seq)) {
@@ -61,48 +70,100 @@ pub fn covered(store: &MemStore) -> BTreeMap<Name, As> {
                 let name = cover.key.batch(seq).to_string();
                 assert_eq!(all.insert(name.clone(), kind), None, "I4: {name} is covered twice, again by record {n}");
             }
+            for seq in cover.expired.seqs() {
+                let name = format!("{} expired", cover.key.batch(seq));
+                assert_eq!(all.insert(name.clone(), As::Expired), None, "I4: {name} twice, again by record {n}");
+            }
         }
     }
     all
 }
 
+/// Files that records put in place and none has taken away; I5: each is named by one record.
+fn live_files(records: &[wire::CommitRecord]) -> BTreeMap<String, wire::PublishedFile> {
+    let (mut live, mut named) = (BTreeMap::new(), BTreeSet::new());
+    for record in records {
+        let files = match &record.action {
+            Some(Action::Publish(publish)) => &publish.files,
+            Some(Action::Compact(compact)) => {
+                for path in &compact.replaced {
+                    assert!(live.remove(path).is_some(), "S1c: {path} is replaced twice");
+                }
+                assert!(compact.missing.is_empty(), "nobody removed {:?}", compact.missing);
+                &compact.files
+            }
+            _ => continue,
+        };
+        for file in files {
+            assert!(named.insert(file.r#final.clone()), "I5: {} is in two records", file.r#final);
+            live.insert(file.r#final.clone(), file.clone());
+        }
+    }
+    live
+}
+
 /// I5 and I8: every recorded file is in its place with its bytes, nothing else is; each batch's lines stand in
-/// recorded files exactly once, where the log says.
-pub fn files_match_the_log(store: &MemStore) {
-    let covered = covered(store);
-    let mut recorded = BTreeSet::new();
+/// recorded files exactly once, where the log says; every sealed partition says what it holds.
+pub fn files_match_the_log(store: &MemStore, records: &[wire::CommitRecord]) {
+    let covered = covered(records);
+    let live = live_files(records);
     let mut lines: BTreeMap<Name, u32> = BTreeMap::new();
     let mut quarantined: BTreeMap<Name, u32> = BTreeMap::new();
-    for record in records(store) {
-        for file in publish(&record).iter().flat_map(|publish| &publish.files) {
-            assert!(recorded.insert(file.r#final.clone()), "I5: {} is in two records", file.r#final);
-            assert!(store.file(&file.staged).is_none(), "{} is still staged", file.staged);
-            let bytes = store.file(&file.r#final).unwrap_or_else(|| panic!("S3: {} is not in its place", file.r#final));
-            assert_eq!(bytes.len() as u64, file.bytes, "{}", file.r#final);
-            if file.kind() == wire::FileKind::Quarantine {
-                for batch in collector::quarantine::read(bytes) {
-                    *quarantined.entry(batch.unwrap().id.to_string()).or_default() += 1;
-                }
-            } else {
-                for line in std::str::from_utf8(&bytes).unwrap().lines() {
-                    *lines.entry(line.to_owned()).or_default() += 1;
-                }
+    for file in live.values() {
+        assert!(store.file(&file.staged).is_none(), "{} is still staged", file.staged);
+        let bytes = store.file(&file.r#final).unwrap_or_else(|| panic!("S3: {} is not in its place", file.r#final));
+        assert_eq!(bytes.len() as u64, file.bytes, "{}", file.r#final);
+        if file.kind() == wire::FileKind::Quarantine {
+            for batch in collector::quarantine::read(bytes) {
+                *quarantined.entry(batch.unwrap().id.to_string()).or_default() += 1;
+            }
+        } else {
+            for line in std::str::from_utf8(&bytes).unwrap().lines() {
+                *lines.entry(line.to_owned()).or_default() += 1;
             }
         }
     }
+    let markers = markers_match_the_log(store, records);
     for (path, _) in store.files_below("") {
         let ours = path.starts_with("_catchment/") && !path.starts_with("_catchment/dead-letter/");
         let ours = ours && !path.starts_with("_catchment/quarantine/");
-        assert!(ours || recorded.contains(&path), "{path} is published and in no record");
+        let known = ours || live.contains_key(&path) || markers.contains(&path);
+        assert!(known, "{path} is published and in no record, or replaced and still there");
     }
-    let of = |kind: As| {
-        let names = covered.iter().filter(move |(_, k)| **k == kind).map(|(name, _)| (name.clone(), 1));
-        names.collect::<BTreeMap<_, u32>>()
-    };
-    assert_eq!(quarantined, of(As::Quarantined), "each quarantined batch lies in one quarantine file");
     let mut expected: BTreeMap<Name, u32> = BTreeMap::new();
-    for name in of(As::Data).keys() {
-        expected.extend([(format!("{name} one"), 1), (format!("{name} two"), 1)]);
+    let mut set_aside: BTreeMap<Name, u32> = BTreeMap::new();
+    for (name, kind) in &covered {
+        match kind {
+            As::Data => expected.extend([(format!("{name} one"), 1), (format!("{name} two"), 1)]),
+            As::Quarantined => *set_aside.entry(name.clone()).or_default() += 1,
+            As::Expired => *set_aside.entry(name.trim_end_matches(" expired").to_owned()).or_default() += 1,
+            As::WithoutFile => {}
+        }
     }
+    assert_eq!(quarantined, set_aside, "each quarantined batch lies in one quarantine file");
     assert_eq!(lines, expected, "I4/I8: each event of a committed batch is in one published file");
+}
+
+/// Every sealed partition has one marker with the number of its last record and the counts of its files.
+fn markers_match_the_log(store: &MemStore, records: &[wire::CommitRecord]) -> BTreeSet<String> {
+    let mut view = View::default();
+    for (n, record) in records.iter().enumerate() {
+        let applied = view.apply(n as u64, record).unwrap();
+        assert_eq!(applied.twice, 0, "record {n}");
+    }
+    let mut markers = BTreeSet::new();
+    for (key, row) in view.partitions().iter() {
+        let State::Sealed(sealed) = &row.state else { continue };
+        let marker = collector::seal::marker(&view, key).expect("it is sealed");
+        let bytes = store.file(&marker.path()).unwrap_or_else(|| panic!("{} is missing", marker.path()));
+        assert_eq!(bytes, marker.json, "{} is not what the log says", marker.path());
+        let events: u64 = live_files(records)
+            .values()
+            .filter(|file| file.kind() == wire::FileKind::Data && file.r#final.starts_with(&format!("{}/", key.dir())))
+            .map(|file| file.events)
+            .sum();
+        assert_eq!(events, sealed.seal.events + sealed.appended.events, "S6: {key}");
+        markers.insert(marker.path());
+    }
+    markers
 }

@@ -144,7 +144,6 @@ async fn live(round: Arc<Round>, slot: usize, seed: u64, shutdown: Shutdown) {
     let feeder = tokio::spawn(feed(round.clone(), to_owner, seed));
     let settings = settings(&config, begun.layout.incarnation()).unwrap();
     let mut ids = Seeded(SmallRng::seed_from_u64(seed ^ 0x55));
-    let mut more_ids = Seeded(SmallRng::seed_from_u64(seed ^ 0xaa));
     let now = tokio::time::Instant::now().into_std();
     let ids: collector::coordinator::IdSource = Box::new(move || ids.random());
     let coordinator = Coordinator::new(settings, begun.replayed, begun.layout.staging(), ids, now);
@@ -155,7 +154,6 @@ async fn live(round: Arc<Round>, slot: usize, seed: u64, shutdown: Shutdown) {
         layout: begun.layout,
         modes: Arc::new(DirModes::default()),
         memory: MemoryBudget::new(64 << 20),
-        ids: Box::new(move || more_ids.random()),
         inbox,
         declarations: (1, Vec::new()),
         credit: (1 << 20, 1 << 20),
@@ -163,6 +161,7 @@ async fn live(round: Arc<Round>, slot: usize, seed: u64, shutdown: Shutdown) {
         snapshot: watch::channel(Snapshot::default()).0,
         unix_ms: Arc::new(unix_ms),
         tick: TICK,
+        inventory: None,
     });
     if let Err(stop) = owner.run(shutdown).await {
         round.stops.lock().unwrap().push(stop);
@@ -222,7 +221,7 @@ fn delivery(batch: &Batch) -> Delivery {
 /// I1: what is answered for good is in the log by then.
 fn take_answers(round: &Round, response: wire::DeliverResponse) {
     let Some(Reply::Answers(answers)) = response.message else { return };
-    let covered = check::covered(&round.store);
+    let covered = check::covered(&check::records(&round.store));
     for answer in answers.answers {
         if let (Some(Kinds::Committed(_) | Kinds::Refused(_)), Some(key)) = (&answer.answer, &answer.key) {
             let id = BatchId::try_from(key).unwrap();
@@ -266,7 +265,11 @@ async fn play(seed: u64) -> u64 {
     let begun = tokio::time::Instant::now();
     let mut slots: Vec<Slot> = (0..SLOTS).map(|slot| begin(&round, slot, rng.random())).collect();
     while round.answered.lock().unwrap().len() < round.batches.len() {
-        assert!(begun.elapsed() < LONGEST, "L: not everything is committed: {:?}", check::covered(&round.store));
+        assert!(
+            begun.elapsed() < LONGEST,
+            "L: not everything is committed: {:?}",
+            check::covered(&check::records(&round.store))
+        );
         tokio::time::sleep(Duration::from_millis(rng.random_range(100..20_000))).await;
         let at = rng.random_range(0..SLOTS);
         match rng.random_range(0..10) {
@@ -283,7 +286,7 @@ async fn play(seed: u64) -> u64 {
         }
     }
     settle(&round, slots, rng.random()).await;
-    check::files_match_the_log(&round.store);
+    check::files_match_the_log(&round.store, &check::records(&round.store));
     let stops = round.stops.lock().unwrap();
     assert!(stops.is_empty(), "nothing here ends a run: {stops:?}");
     let broken = round.broken.lock().unwrap();

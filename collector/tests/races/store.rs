@@ -103,6 +103,13 @@ impl MemStore {
             .collect()
     }
 
+    /// Everything below `dir`, directories and open files too.
+    #[allow(dead_code, reason = "not every test that takes this store in looks at directories")]
+    pub fn all_below(&self, dir: &str) -> Vec<String> {
+        let prefix = format!("{dir}/");
+        self.lock().nodes.keys().filter(|path| path.starts_with(&prefix)).cloned().collect()
+    }
+
     pub fn file(&self, path: &str) -> Option<Bytes> {
         match self.lock().nodes.get(path) {
             Some(Node::File(bytes)) => Some(bytes.clone()),
@@ -249,6 +256,12 @@ impl Store for MemStore {
                 return Ok(Renamed::ParentMissing);
             }
             let node = nodes.remove(&source).expect("it was just there");
+            let below = format!("{source}/");
+            let held: Vec<String> = nodes.keys().filter(|path| path.starts_with(&below)).cloned().collect();
+            for path in held {
+                let node = nodes.remove(&path).expect("it was just there");
+                nodes.insert(format!("{target}/{}", &path[below.len()..]), node);
+            }
             nodes.insert(target, node);
             Ok(Renamed::Done)
         })
