@@ -1,6 +1,8 @@
-//! `catchment-collector run | check | --dump-config`.
+//! `catchment-collector run | check | seal | --dump-config`.
 
-use std::path::PathBuf;
+pub mod seal;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
@@ -15,9 +17,9 @@ use crate::store::{self, Store, StoreError};
 #[derive(Debug, Parser)]
 #[command(name = "catchment-collector", version)]
 pub struct Cli {
-    /// The configuration file.
-    #[arg(long, short, global = true, value_name = "FILE", default_value = "/etc/catchment/collector.toml")]
-    config: PathBuf,
+    /// The configuration file [default: /etc/catchment/collector.toml].
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Prints the whole configuration, with every default, and ends.
     #[arg(long)]
     dump_config: bool,
@@ -25,17 +27,29 @@ pub struct Cli {
     command: Option<Command>,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+/// Read when no other is named.
+const DEFAULT_CONFIG: &str = "/etc/catchment/collector.toml";
+
+#[derive(Debug, Clone, Subcommand)]
 enum Command {
     /// Runs until SIGTERM (the default).
     Run,
     /// Checks the configuration and looks at the destination; changes nothing.
     Check,
+    /// Shows which days are complete and what others wait for; seals by hand; gives up what is lost.
+    #[command(subcommand)]
+    Seal(seal::Command),
 }
 
 /// Does what the command line says. `print` takes what is for standard output.
 pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
-    let config: Config = common::config::load(&cli.config)?;
+    if let Some(Command::Seal(command)) = &cli.command
+        && !cli.dump_config
+    {
+        return seal::execute(command, cli.config.as_deref(), print).await;
+    }
+    let path = cli.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
+    let config: Config = common::config::load(path)?;
     if cli.dump_config {
         print(&common::config::dump(&config));
         return Ok(());
@@ -46,6 +60,7 @@ pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
             Collector::start(config, shutdown).await?.join().await
         }
         Command::Check => check(&config, print).await,
+        Command::Seal(command) => seal::execute(&command, cli.config.as_deref(), print).await,
     }
 }
 

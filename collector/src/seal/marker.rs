@@ -130,7 +130,8 @@ pub fn marker(view: &View, key: &PartitionKey) -> Option<Marker> {
     Some(Marker { dir: key.dir(), name, number: sealed.number, json: json.into(), mode: FILE_MODE, group: None })
 }
 
-fn text(key: &PartitionKey, sealed: &SealedPartition) -> Text {
+/// What the marker of a sealed partition says.
+pub fn text(key: &PartitionKey, sealed: &SealedPartition) -> Text {
     let SealedPartition { seal, number, late, appended } = sealed;
     let gaps: Vec<GapText> = seal.gaps.iter().map(gap).collect();
     Text {

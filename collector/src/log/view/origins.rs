@@ -58,6 +58,14 @@ impl Begin {
         }
     }
 
+    /// Does it name this origin?
+    pub fn names(self, origin: Origin) -> bool {
+        match self {
+            Self::Unknown | Self::Root => false,
+            Self::After { origin: named, .. } | Self::Restored { from: named } => named == origin,
+        }
+    }
+
     /// As an open that says the same.
     pub fn to_open(self) -> Option<wire::Open> {
         match self {
@@ -307,10 +315,10 @@ impl Origins {
         }
         for row in agent.origins.values_mut() {
             match row.begin {
-                Begin::After { origin, end: named } if origin == key.origin => {
-                    if gone.is_abandoned() || named == end {
-                        row.begin = Begin::Root;
-                    }
+                Begin::After { origin, end: named }
+                    if origin == key.origin && (gone.is_abandoned() || named == end) =>
+                {
+                    row.begin = Begin::Root;
                 }
                 Begin::Restored { from: origin } if origin == key.origin && gone.is_abandoned() => {
                     row.begin = Begin::Root;

@@ -1,0 +1,262 @@
+//! A tool that commits: one short run of its own beside the collectors, or where none runs. It goes the same way as
+//! they do: own directory, read the log, draft, rename without overwrite, finish what the record asks for, retire.
+//!
+//! Whatever record comes between its view and its rename, the action is made anew from the view that has it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use proto::wire;
+use proto::wire::commit_record::Action;
+
+use super::draft::Author;
+use super::driver::Driver;
+use super::{CommitId, Draft, Effect, Planner, Stop};
+use crate::log::files::{LogError, LogFiles, ReadRecord};
+use crate::log::view::{Applied, Finish, PartitionKey, partitions};
+use crate::log::{Layout, View};
+use crate::publish::{self, DirModes};
+use crate::replay::{self, Source};
+use crate::seal::{self, Marker};
+use crate::store::{Store, StoreError};
+
+const POLL: Duration = Duration::from_millis(20);
+/// Readings of a log that others clean meanwhile.
+const READINGS: usize = 5;
+
+/// Why a tool could not commit.
+#[derive(Debug, thiserror::Error)]
+pub enum SoloError {
+    /// The log says that it cannot be done.
+    #[error("{0}")]
+    Refused(String),
+    /// This run cannot go on.
+    #[error("{0}")]
+    Stop(#[from] Stop),
+    /// The record is in the log; something that it asks for is left to the collectors, or to the same command again.
+    #[error("record {n} is written, and finished by the collectors or by the same command again: {left}")]
+    Unfinished {
+        /// Its number.
+        n: u64,
+        /// What is left.
+        left: String,
+    },
+}
+
+/// What the log says at this moment; changes nothing.
+pub async fn read_only(store: &Arc<dyn Store>) -> Result<View, LogError> {
+    let mut reading = 1;
+    loop {
+        match read_once(store).await {
+            // Numbers were freed after the checkpoint was read: there is a higher one by now.
+            Err(LogError::Broken(_)) if reading < READINGS => reading += 1,
+            done => return done,
+        }
+    }
+}
+
+async fn read_once(store: &Arc<dyn Store>) -> Result<View, LogError> {
+    let log = LogFiles::new(Arc::clone(store), 0);
+    let broken = |error: crate::ledger::committed::MergeError| LogError::Broken(error.to_string());
+    let checkpoint = match log.highest_checkpoint().await {
+        // No directory of checkpoints: nothing was ever written there.
+        Err(LogError::Broken(_)) if matches!(store.stat(crate::log::layout::COMMITS).await, Ok(None)) => None,
+        checkpoint => checkpoint?,
+    };
+    let mut view = match checkpoint {
+        None => View::default(),
+        Some((n, checkpoint)) => View::from_checkpoint(n, &checkpoint).map_err(broken)?,
+    };
+    let log = log.from(view.next());
+    while let ReadRecord::Record(record) = log.record(view.next()).await? {
+        view.apply(view.next(), &record).map_err(broken)?;
+    }
+    Ok(view)
+}
+
+/// A run of a tool.
+pub struct Solo {
+    log: LogFiles,
+    layout: Layout,
+    tool: String,
+    planner: Planner,
+    driver: Driver,
+    modes: Arc<DirModes>,
+    source: Box<dyn Source>,
+    view: View,
+    /// Records behind the checkpoint, and what each may still ask for.
+    records: Vec<(u64, Finish)>,
+    committed: bool,
+}
+
+impl std::fmt::Debug for Solo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Solo").field("incarnation", &self.layout.incarnation()).finish_non_exhaustive()
+    }
+}
+
+impl Solo {
+    /// Begins; `tool` stands in names and records where collectors have theirs. `waiting` is told why it waits.
+    pub async fn begin(
+        store: Arc<dyn Store>,
+        tool: &str,
+        modes: DirModes,
+        mut source: Box<dyn Source>,
+        waiting: impl FnMut(&str),
+    ) -> Result<Self, SoloError> {
+        let begun = replay::begin(store, tool, &mut *source, waiting).await?;
+        let modes = Arc::new(modes);
+        let driver = Driver::new(begun.log.clone(), begun.layout.clone(), Arc::clone(&modes));
+        Ok(Self {
+            planner: Planner::new(begun.replayed.view.next(), begun.layout.staging()),
+            driver,
+            log: begun.log,
+            layout: begun.layout,
+            tool: tool.to_owned(),
+            modes,
+            source,
+            view: begun.replayed.view,
+            records: begun.replayed.records,
+            committed: false,
+        })
+    }
+
+    /// What the log said when it was read last.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Names of this run.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Commits what `make` says on the newest view, asked again after every record that came between. Its `Err` ends
+    /// it with nothing written.
+    pub async fn commit(
+        &mut self,
+        mut make: impl FnMut(&View, i64) -> Result<Action, String>,
+    ) -> Result<u64, SoloError> {
+        loop {
+            let time_unix_ms = self.source.unix_ms();
+            let action = make(&self.view, time_unix_ms).map_err(SoloError::Refused)?;
+            let incarnation = self.layout.incarnation().to_owned();
+            let author = Author { collector: self.tool.clone(), incarnation, time_unix_ms };
+            self.planner.begin(Draft::of_action(CommitId(self.source.random()), &author, action));
+            if let Some(n) = self.drive().await? {
+                self.committed = true;
+                return Ok(n);
+            }
+        }
+    }
+
+    /// Until the draft is a record (its number) or dead.
+    async fn drive(&mut self) -> Result<Option<u64>, SoloError> {
+        loop {
+            let now = Instant::now();
+            let Some(step) = self.planner.poll(now) else {
+                tokio::time::sleep(POLL).await;
+                continue;
+            };
+            let outcome = self.driver.perform(step).await;
+            match self.planner.on(outcome, Instant::now()) {
+                Effect::Nothing | Effect::Published(_) => {}
+                Effect::Merge { n, record } => {
+                    self.apply(n, &record)?;
+                    self.planner.touch();
+                }
+                Effect::Committed { n, draft } => {
+                    self.apply(n, &draft.record)?;
+                    return Ok(Some(n));
+                }
+                Effect::Dead(_) => return Ok(None),
+                Effect::Stop(stop) => return Err(stop.into()),
+            }
+            if let Some(trouble) = self.planner.trouble() {
+                tracing::warn!(trouble, "waiting for the destination");
+            }
+        }
+    }
+
+    fn apply(&mut self, n: u64, record: &wire::CommitRecord) -> Result<Applied, SoloError> {
+        let applied = self.view.apply(n, record).map_err(|error| Stop::Log(error.to_string()))?;
+        if applied.retired.as_deref() == Some(self.layout.incarnation()) && !self.committed {
+            return Err(Stop::RetiredBy { n, incarnation: record.incarnation.clone() }.into());
+        }
+        self.records.push((n, applied.finish.clone()));
+        Ok(applied)
+    }
+
+    /// Brings the files that records named for a partition to their places, and deletes what was replaced there; what
+    /// is still left then.
+    pub async fn finish_files(&self, key: &PartitionKey) -> Result<(), String> {
+        let store = &**self.log.store();
+        let dir = format!("{}/", key.dir());
+        for (n, finish) in &self.records {
+            let of = |file: &&wire::PublishedFile| {
+                partitions::key(*n, &file.dataset, file.partition.as_ref()).is_ok_and(|of| of == *key)
+            };
+            let bring: Vec<_> = finish.bring.iter().filter(of).cloned().collect();
+            let brought = publish::bring_all(store, &self.modes, bring).await;
+            if let Some(file) = brought.again.first().or(brought.stuck.first()) {
+                let reason = brought.reason.unwrap_or_else(|| "the store refuses it, see the log above".into());
+                return Err(format!("{} is not in its place: {reason}", file.r#final));
+            }
+            for path in finish.remove.iter().filter(|path| path.starts_with(&dir)) {
+                store.delete(path, false).await.map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the marker of a sealed partition.
+    pub async fn finish_marker(
+        &mut self,
+        n: u64,
+        key: &PartitionKey,
+        readable: impl FnOnce(Marker) -> Marker,
+    ) -> Result<(), SoloError> {
+        let Some(marker) = seal::marker(&self.view, key).map(readable) else { return Ok(()) };
+        let id = CommitId(self.source.random());
+        let done = seal::finish_marker(&**self.log.store(), &self.layout, id, &marker).await;
+        done.map_err(|error| SoloError::Unfinished { n, left: error.to_string() })
+    }
+
+    /// Ends: this run never commits again and all that it staged is in its place.
+    pub async fn end(mut self) -> Result<(), SoloError> {
+        if self.committed {
+            let incarnation = self.layout.incarnation().to_owned();
+            let retire = wire::Retire { incarnation, reason: "the tool is done".into() };
+            self.commit(|_, _| Ok(Action::Retire(retire.clone()))).await?;
+        }
+        let staging = self.layout.staging();
+        if let Err(error) = self.log.store().delete(&staging, true).await {
+            // A collector deletes it later.
+            tracing::info!(dir = %staging, %error, "own directory cannot be deleted now");
+        }
+        Ok(())
+    }
+}
+
+/// Real time and chance.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct System;
+
+impl Source for System {
+    fn random(&mut self) -> [u8; 16] {
+        rand::random()
+    }
+    fn unix_ms(&mut self) -> i64 {
+        jiff::Timestamp::now().as_millisecond()
+    }
+}
+
+/// Where nothing was ever written: no log, nothing to seal.
+pub async fn is_in_use(store: &dyn Store) -> Result<bool, StoreError> {
+    match store.read(crate::log::layout::FORMAT, 64).await {
+        Ok(bytes) => Ok(bytes != Bytes::new()),
+        Err(StoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
