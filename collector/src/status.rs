@@ -66,6 +66,8 @@ pub struct Snapshot {
     pub since_commit_ms: u64,
     /// Nothing new is taken.
     pub draining: bool,
+    /// Files that are joined before a seal.
+    pub compaction: crate::compact::Snapshot,
     /// What keeps the log from going on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
@@ -126,6 +128,7 @@ impl Snapshot {
             buffered_bytes,
             since_commit_ms: status.since_commit_ms,
             draining: status.draining,
+            compaction: coordinator.settings().progress.snapshot(),
             trouble: coordinator.trouble().map(str::to_owned),
         }
     }

@@ -93,7 +93,7 @@ async fn partition(store: &Arc<dyn Store>, dataset: &Arc<DatasetConfig>) -> Open
             opened_day_utc: 1,
         };
         let group = GroupHandle::spawn(spec, store.clone(), MemoryBudget::new(1 << 30));
-        for seq in 0..BATCHES {
+        for seq in 1..=BATCHES {
             let batch = batch(seq, dataset.compression.codec(), &lines(number * 1000 + seq));
             group.append(batch).await.unwrap().unwrap();
         }
