@@ -31,7 +31,12 @@ impl AuditTable {
             row.filtered += count.filtered;
             row.cut += count.published;
             row.cut_dead_letters += count.dead_lettered;
-            row.voided += count.voided;
+        }
+        // The seqs say it for every void, also where no mark came after it: what marks say of voids is the same again.
+        for void in cover.voids.iter().filter_map(|void| void.void.as_ref()) {
+            for (hour, events) in void_hours(void) {
+                self.row(agent, &void.dataset, hour, time_unix_ms).voided += events;
+            }
         }
         for count in &cover.counts {
             let row = self.row(agent, &count.dataset, count.event_hour, time_unix_ms);
@@ -76,6 +81,14 @@ impl AuditTable {
     /// All rows, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&AuditKey, &wire::AuditRow)> {
         self.rows.iter()
+    }
+}
+
+/// Events of a void by hour; without an hour where it does not say.
+fn void_hours(void: &wire::Void) -> Vec<(Option<i64>, u64)> {
+    match &void.hours[..] {
+        [] => vec![(None, void.events)],
+        hours => hours.iter().map(|count| (count.hour, count.events)).collect(),
     }
 }
 
