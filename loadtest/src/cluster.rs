@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use process::Process;
+use rustix::process::Signal;
 use spec::{Addresses, Spec, Tier};
 use usage::Usage;
 
@@ -237,6 +238,22 @@ impl Cluster {
         let usage = process.kill()?;
         self.usage.entry(tier).or_default().add(usage);
         Ok(())
+    }
+
+    /// Stops a process without ending it (SIGSTOP), or lets it go on (SIGCONT).
+    pub fn freeze(&self, tier: Tier, index: usize, frozen: bool) -> Result<()> {
+        let process = self.node(tier, index).process.as_ref();
+        let process = process.with_context(|| format!("{} is not running", spec::node_name(tier, index)))?;
+        process.signal(if frozen { Signal::STOP } else { Signal::CONT })
+    }
+
+    /// Waits for a process to end by itself, well or not; the end of its log.
+    pub fn join(&mut self, tier: Tier, index: usize, within: Duration) -> Result<String> {
+        let process = self.take(tier, index)?;
+        let log = process.log().to_owned();
+        let ended = process.wait(within)?;
+        self.usage.entry(tier).or_default().add(ended.usage);
+        Ok(process::log_tail(&log))
     }
 
     /// SIGTERM, then waits for a clean exit.

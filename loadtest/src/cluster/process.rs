@@ -120,8 +120,7 @@ impl Process {
 
     /// The last lines it wrote.
     pub fn log_tail(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL_BYTES)..]).into_owned()
+        log_tail(&self.log)
     }
 
     fn reap_within(&mut self, within: Duration) -> Result<Ended> {
@@ -150,6 +149,12 @@ impl Process {
         let raw = i32::try_from(self.child.id())?;
         Pid::from_raw(raw).context("a process id is never 0")
     }
+}
+
+/// The last lines of a log.
+pub fn log_tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL_BYTES)..]).into_owned()
 }
 
 impl Drop for Process {

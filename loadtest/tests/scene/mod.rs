@@ -1,5 +1,7 @@
 //! What the whole-system tests share: small runs of real processes, and a search for bytes that must be nowhere.
 
+pub mod day;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ pub fn dataset(format: &str, compression: &str) -> Dataset {
     Dataset { format: format.into(), compression: compression.into(), ..Dataset::default() }
 }
 
+#[allow(dead_code, reason = "not every test binary makes its own cluster")]
 /// One agent that reads `paths`, one aggregator, one collector, fast rolls, a local destination below `dir`.
 pub fn small_spec(dir: &Path, paths: Vec<String>) -> Spec {
     Spec {
@@ -38,6 +41,7 @@ pub fn small_spec(dir: &Path, paths: Vec<String>) -> Spec {
     }
 }
 
+#[allow(dead_code, reason = "not every test binary makes its own cluster")]
 /// Where tests publish.
 pub fn destination(dir: &Path) -> String {
     format!("file://{}", dir.join("data").display())
