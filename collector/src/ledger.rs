@@ -1,12 +1,14 @@
 //! What is committed and what is staged here. Pure: no time of its own, no IO.
 //!
 //! - [`committed`]: per agent and origin the seqs that commit records cover,
+//! - [`counts`]: what became of events, by dataset and hour,
 //! - [`staged`]: batches in groups and seqs without a file, each in exactly one place.
 //!
 //! Keeps I4 on this side: a batch is in one group at most, and whatever a record of another incarnation covers
 //! leaves this ledger with its whole group.
 
 pub mod committed;
+pub mod counts;
 pub mod staged;
 
 use proto::ids::{AgentName, BatchId, Origin};

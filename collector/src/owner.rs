@@ -21,10 +21,10 @@ use crate::commit::driver::Driver;
 use crate::compact::{self, Budget, Plan};
 use crate::config::dataset::DatasetConfig;
 use crate::coordinator::{Action, AppendAnswer, Coordinator, Credit, Delivery, Event, Now, StepGroup};
-use crate::ledger::{GroupKey, GroupKind, StreamId};
+use crate::ledger::{GroupKey, GroupKind, StreamId, counts};
 use crate::log::{Layout, LogFiles};
 use crate::metrics::Metrics;
-use crate::partition_writer::{AppendError, GroupHandle, GroupSpec, MemoryBudget, StageBatch};
+use crate::partition_writer::{AppendError, Appended, GroupHandle, GroupSpec, MemoryBudget, StageBatch};
 use crate::publish::DirModes;
 use crate::quarantine::QuarantinedBatch;
 use crate::receive::{Inbox, Outbound, credit};
@@ -372,7 +372,7 @@ impl Owner {
         };
         let work = async move {
             let answer = match answer.await {
-                Ok(Ok(_)) => AppendAnswer::Appended,
+                Ok(Ok(appended)) => AppendAnswer::Appended(counts_of(&delivery, refused.is_some(), appended)),
                 Ok(Err(AppendError::Refused(reason))) => AppendAnswer::Refused(reason, Box::new(delivery)),
                 Ok(Err(AppendError::Poisoned(reason))) => AppendAnswer::Poisoned(reason),
                 Err(_) => AppendAnswer::Poisoned("its task has ended".into()),
@@ -437,4 +437,16 @@ impl Owner {
 
 fn weigh(number: u64, handle: &GroupHandle) -> StepGroup {
     StepGroup { number, bytes: handle.file_bytes(), buffered: handle.buffered_bytes() }
+}
+
+/// What became of the events of a batch that is in its group. A header that came with damage is looked at again: what
+/// it says was cut.
+fn counts_of(delivery: &Delivery, refused: bool, appended: Appended) -> Vec<wire::EventCount> {
+    match &delivery.content {
+        Ok(header) if !refused => counts::of_batch(header, appended),
+        Ok(header) => counts::of_quarantined(header),
+        Err(_) => {
+            Header::decode(delivery.header.clone()).map(|header| counts::of_quarantined(&header)).unwrap_or_default()
+        }
+    }
 }

@@ -11,6 +11,7 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 use proto::wire::commit_record::Action;
 
+use crate::ledger::counts::Counts;
 use crate::ledger::staged::GroupState;
 use crate::ledger::{GroupKind, OriginKey, Staged};
 
@@ -66,10 +67,14 @@ impl Draft {
         let mut covers: BTreeMap<OriginKey, wire::OriginCover> = BTreeMap::new();
         let mut sets: BTreeMap<OriginKey, [IntervalSet; 3]> = BTreeMap::new();
         let (mut files, mut groups, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut counts = Counts::default();
         for (number, group) in staged.groups() {
             let GroupState::Closed { files: closed } = &group.state else { continue };
             groups.push(number);
             files.extend(closed.iter().cloned().map(|file| (late(file), &group.members)));
+            // What expired is in no sum: its origin's counts closed long ago.
+            let counted = |key: &OriginKey| group.key.kind != GroupKind::Quarantine || !expired(key);
+            counts.merge(&group.counts, counted);
             for (key, members) in &group.members {
                 let [data, quarantined, gone] = sets.entry(key.clone()).or_default();
                 let set = match group.key.kind {
@@ -101,6 +106,7 @@ impl Draft {
         let files = files.collect();
         let covers = covers.into_iter().map(|(key, mut cover)| {
             (cover.agent, cover.origin) = (key.agent.to_string(), key.origin.to_bytes());
+            cover.counts = counts.take(&key);
             cover
         });
         let publish = wire::Publish { files, covers: covers.collect() };
@@ -146,5 +152,155 @@ fn add_seq(cover: &mut wire::OriginCover, seq: u64, kind: &Kind) {
         Kind::Mark(mark) => cover.marks.push(wire::SeqMark { seq, mark: Some(mark) }),
         Kind::Close(close) => cover.closes.push(wire::SeqClose { seq, close: Some(close) }),
         Kind::Data(_) => unreachable!("data always lies in a group"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+    use proto::ids::{AgentName, DatasetName, Origin, Partition};
+    use proto::wire::batch_header;
+
+    use super::*;
+    use crate::ledger::committed::Cover;
+    use crate::ledger::counts::{of_batch, of_quarantined};
+    use crate::ledger::staged::{GroupKey, Incoming};
+    use crate::partition_writer::Appended;
+
+    const BATCHES: u64 = 12;
+
+    fn id(seq: u64) -> BatchId {
+        let name = format!("web-{}", seq % 2);
+        BatchId { agent: AgentName::new(&name).unwrap(), origin: Origin::mint(1, 1), seq }
+    }
+
+    /// Batch `seq` has `seq` events in each of two hours.
+    fn counts(seq: u64) -> Vec<wire::EventCount> {
+        let hour = |hour| wire::HourCount { hour: Some(hour), events: seq };
+        let data = wire::Data {
+            dataset: "d".into(),
+            partition: Some(wire::Partition { date: 1, hour: None }),
+            codec: wire::Codec::None as i32,
+            framing: wire::Framing::Lines as i32,
+            events: 2 * seq,
+            raw_bytes: 4 * seq,
+            payload_bytes: 4 * seq,
+            zone: "UTC".into(),
+            hours: vec![hour(1), hour(2)],
+            ..Default::default()
+        };
+        let header = proto::header::Header::encode(Origin::mint(1, 1), seq, batch_header::Kind::Data(data)).unwrap();
+        match seq % 3 {
+            0 => of_quarantined(&header),
+            kind => of_batch(&header, Appended { events: 2 * seq - kind, dead_letters: kind }),
+        }
+    }
+
+    fn group_key(seq: u64) -> GroupKey {
+        let kind = if seq % 3 == 0 { GroupKind::Quarantine } else { GroupKind::Data };
+        let dataset = (kind == GroupKind::Data).then(|| DatasetName::new("d").unwrap());
+        GroupKey { kind, dataset, partition: Partition::new(1 + (seq % 2) as i32, None).unwrap() }
+    }
+
+    #[derive(Default)]
+    struct Run {
+        staged: Staged,
+        next: u64,
+        committed: BTreeSet<u64>,
+        sums: [u64; 3],
+    }
+
+    impl Run {
+        fn deliver(&mut self, seq: u64) {
+            if self.committed.contains(&seq) || self.staged.find(&id(seq)).is_some() {
+                return;
+            }
+            let (now, key) = (Instant::now(), group_key(seq));
+            let number = self.staged.open_group(&key).unwrap_or_else(|| {
+                self.next += 1;
+                self.staged.add_group(self.next, key, now);
+                self.next
+            });
+            self.staged.add_batch(&id(seq), number, Incoming { events: 0, waiters: &[1], refused: None }, now);
+        }
+
+        /// Every append is answered; those of groups that are gone too.
+        fn answer(&mut self, seq: u64) {
+            for number in 0..=self.next {
+                self.staged.appended(number, &id(seq), counts(seq));
+            }
+        }
+
+        fn close(&mut self) {
+            for number in 0..=self.next {
+                if self.staged.roll(number, Instant::now()) {
+                    self.staged.closed(number, Vec::new());
+                }
+            }
+        }
+
+        fn conflict(&mut self, seq: u64) {
+            let cover = Cover::of(OriginKey::of(&id(seq)), [seq].into_iter().collect());
+            for group in self.staged.touched_by(&[cover]).0 {
+                self.staged.remove_group(group);
+            }
+            if self.committed.insert(seq) {
+                self.count(&counts(seq));
+            }
+        }
+
+        fn commit(&mut self) {
+            let author = Author { collector: "c".into(), incarnation: "c-1".into(), time_unix_ms: 1 };
+            let Some(draft) = Draft::of(&self.staged, CommitId([1; 16]), &author, |file| file, |_| false) else {
+                return;
+            };
+            let covers = draft.publish().unwrap().covers.clone();
+            self.count(&covers.into_iter().flat_map(|cover| cover.counts).collect::<Vec<_>>());
+            for group in draft.groups {
+                self.committed.extend(self.staged.remove_group(group).into_iter().map(|left| left.id.seq));
+            }
+        }
+
+        fn count(&mut self, counts: &[wire::EventCount]) {
+            for count in counts {
+                let fates = [count.published, count.dead_lettered, count.quarantined];
+                self.sums.iter_mut().zip(fates).for_each(|(sum, fate)| *sum += fate);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sums_of_records_are_the_events_delivered(
+            steps in proptest::collection::vec((0..6u8, 1..BATCHES), 0..120),
+        ) {
+            let mut run = Run::default();
+            for (step, seq) in steps {
+                match step {
+                    0 | 1 => run.deliver(seq),
+                    2 => run.answer(seq),
+                    3 => run.close(),
+                    4 => run.commit(),
+                    _ if seq % 2 == 0 => run.conflict(seq),
+                    // Poisoned.
+                    _ => drop(run.staged.remove_group(run.next)),
+                }
+            }
+            for _ in 0..2 {
+                (1..BATCHES).for_each(|seq| run.deliver(seq));
+                (1..BATCHES).for_each(|seq| run.answer(seq));
+                run.close();
+                run.commit();
+            }
+            let expected = |fate: usize| -> u64 {
+                let all = (1..BATCHES).flat_map(counts);
+                all.map(|c| [c.published, c.dead_lettered, c.quarantined][fate]).sum()
+            };
+            prop_assert_eq!(run.sums, [expected(0), expected(1), expected(2)]);
+            prop_assert_eq!(run.sums.iter().sum::<u64>(), (1..BATCHES).map(|seq| 2 * seq).sum::<u64>());
+        }
     }
 }

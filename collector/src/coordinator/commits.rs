@@ -347,7 +347,7 @@ mod tests {
         for (group, delivery) in [(0, dated(1, 1)), (1, dated(2, 2))] {
             let id = delivery.id.clone();
             owner.handle(Event::Arrived { stream: 7, delivery }, at);
-            owner.handle(Event::Appended { group, id, answer: AppendAnswer::Appended }, at);
+            owner.handle(Event::Appended { group, id, answer: AppendAnswer::Appended(vec![]) }, at);
         }
         owner.handle(Event::Roll { stream: 7 }, at);
         assert!(owner.staged().groups().all(|(_, group)| matches!(group.state, GroupState::Closing { .. })));

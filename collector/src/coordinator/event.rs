@@ -47,8 +47,8 @@ pub struct Delivery {
 /// How an append ended.
 #[derive(Debug)]
 pub enum AppendAnswer {
-    /// It is in the group.
-    Appended,
+    /// It is in the group; what became of its events.
+    Appended(Vec<wire::EventCount>),
     /// Nothing of it is in the group: it goes into quarantine for this reason.
     Refused(String, Box<Delivery>),
     /// The group is given up.

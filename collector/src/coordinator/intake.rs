@@ -170,8 +170,8 @@ impl Coordinator {
     pub(super) fn appended(&mut self, group: u64, id: &BatchId, answer: AppendAnswer, now: Now) {
         let stream = self.in_flight.settle(group, id).unwrap_or_default();
         match answer {
-            AppendAnswer::Appended => {
-                for stream in self.staged.appended(group, id) {
+            AppendAnswer::Appended(counts) => {
+                for stream in self.staged.appended(group, id, counts) {
                     self.answer_staged(stream, id);
                 }
             }

@@ -11,6 +11,7 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 
 use super::committed::Cover;
+use super::counts::Counts;
 use super::{OriginKey, StreamId};
 
 pub use crate::partition_writer::GroupKind;
@@ -68,6 +69,8 @@ pub struct Group {
     pub pending: BTreeMap<BatchId, Instant>,
     /// Its batches.
     pub members: BTreeMap<OriginKey, IntervalSet>,
+    /// What became of the events of those that are appended.
+    pub counts: Counts,
     streams: BTreeSet<StreamId>,
     closed_early: Option<Vec<wire::PublishedFile>>,
 }
@@ -177,6 +180,7 @@ impl Staged {
             requested: false,
             pending: BTreeMap::new(),
             members: BTreeMap::new(),
+            counts: Counts::default(),
             streams: BTreeSet::new(),
             closed_early: None,
         };
@@ -210,10 +214,14 @@ impl Staged {
         self.insert(id, Entry { place, waiters: vec![stream], appended: true, refused: None });
     }
 
-    /// An append was answered. Returns the streams to be told *staged*; none when the batch or group is gone.
-    pub fn appended(&mut self, number: u64, id: &BatchId) -> Vec<StreamId> {
+    /// An append was answered, with what became of the events. Returns the streams to be told *staged*; none when the
+    /// batch or group is gone.
+    pub fn appended(&mut self, number: u64, id: &BatchId, counts: Vec<wire::EventCount>) -> Vec<StreamId> {
         if !self.settle_append(number, id) {
             return Vec::new();
+        }
+        if let Some(group) = self.groups.get_mut(&number) {
+            group.counts.add(&OriginKey::of(id), counts);
         }
         let Some(entry) = self.entry_mut(id) else { return Vec::new() };
         entry.appended = true;
@@ -486,7 +494,7 @@ mod tests {
         stage(&mut staged, 1, 0, now);
         stage(&mut staged, 2, 0, now);
         assert!(staged.roll(0, now) && !staged.roll(0, now));
-        assert_eq!(staged.appended(0, &id(1)), [7]);
+        assert_eq!(staged.appended(0, &id(1), vec![]), [7]);
         staged.closed(0, vec![]);
         assert!(matches!(staged.group(0).unwrap().state, GroupState::Closing { .. }));
         let refused = staged.take_refused(0, &id(2), 1).unwrap();
@@ -494,6 +502,6 @@ mod tests {
         assert!(matches!(staged.group(0).unwrap().state, GroupState::Closed { .. }));
         assert_eq!(staged.group(0).unwrap().events, 1);
         assert!(staged.open_group(&key(1)).is_none());
-        assert!(staged.appended(0, &id(2)).is_empty(), "an answer for a batch that left is ignored");
+        assert!(staged.appended(0, &id(2), vec![]).is_empty(), "an answer for a batch that left is ignored");
     }
 }
