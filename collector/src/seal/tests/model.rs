@@ -106,6 +106,8 @@ struct World {
     lost: BTreeSet<Batch>,
     expired: HashSet<(usize, Origin)>,
     committed: HashSet<usize>,
+    /// Destroyed with a directory of which nothing had ever left it but opens that are not in the log.
+    invisible: HashSet<usize>,
     drafts: Vec<wire::PartitionSeal>,
     faults: Faults,
     complete_seals: usize,
@@ -145,6 +147,7 @@ impl World {
             lost: BTreeSet::new(),
             expired: HashSet::new(),
             committed: HashSet::new(),
+            invisible: HashSet::new(),
             drafts: Vec::new(),
             faults,
             complete_seals: 0,
@@ -350,7 +353,7 @@ impl World {
         let row = view.partitions().get(&key(day)).unwrap();
         let (_, _, open) = view.partitions().open().find(|(open, ..)| **open == key(day)).unwrap();
         for (number, event) in self.events.iter().enumerate().filter(|(_, event)| event.day == day) {
-            if self.committed.contains(&number) {
+            if self.committed.contains(&number) || self.invisible.contains(&number) {
                 continue;
             }
             let machine = &self.machines[event.machine];
@@ -390,7 +393,13 @@ impl World {
             }
             1 if self.faults.wipe && !self.machines[at].running && !self.machines[at].is_clone => {
                 let rot = self.faults.rot && self.rng.chance(70);
+                let agent = self.machines[at].agent;
+                let runs = &self.machines[at].dir.runs;
+                let is_visible = runs.iter().any(|run| (0..9).any(|seq| self.is_committed((agent, run.origin, seq))));
                 let machine = &mut self.machines[at];
+                if rot && !is_visible {
+                    self.invisible.extend(&machine.file[..machine.dir.cut]);
+                }
                 if rot {
                     machine.rotated = machine.rotated.max(machine.dir.cut);
                 }

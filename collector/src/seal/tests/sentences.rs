@@ -350,6 +350,19 @@ fn after_forget_a_new_root_takes_the_old_runs_out_and_a_day_of_doubt_stays() {
     log.publish(vec![a(root).mark(3, late), Cover::of("b", run(1)).mark(2, late)], &[]);
     assert_eq!(log.says(2), "incomplete: a forgotten");
     assert_eq!(log.says(3), "complete");
+    // A run that was closed may have had a successor that nobody saw before the directory was emptied.
+    let mut closed = one_batch();
+    closed.publish(vec![a(1).mark(2, T).close(3, false)], &[]);
+    closed.forget("a");
+    closed.now += MINUTE;
+    closed.publish(vec![a(closed.now).root().mark(1, T)], &[]);
+    assert_eq!(closed.says(0), "waits: a forgotten");
+    let mut left = one_batch();
+    left.publish(vec![a(1).mark(2, T).close(3, true)], &[]);
+    left.forget("a");
+    left.now += MINUTE;
+    left.publish(vec![a(left.now).root().mark(1, T)], &[]);
+    assert_eq!(left.says(0), "complete");
     // The old root may arrive late: it is not the new one.
     let mut old = Log::new();
     old.publish(vec![a(1).data([1])], &[(0, 0)]);

@@ -156,16 +156,14 @@ pub(super) fn of(agent: &AgentName, row: &AgentRow, committed: &Committed) -> St
         if let Some(abandoned) = judge.abandoned(*origin, state) {
             standing.abandoned.push(abandoned);
         }
-        if old(origin) && !state.is_abandoned() {
-            if let Some(trouble) = judge.incomplete(*origin, state) {
-                standing.lost.push((*origin, trouble));
-            }
-            if let Some((missing, trouble)) = judge.missing_predecessor(state) {
-                standing.lost.push((missing, trouble));
-            }
-        }
-        if judge.is_leaf(*origin) && !old(origin) {
-            standing.leaves.push(judge.leaf(*origin, state, &mut chains));
+        let leaf = judge.is_leaf(*origin).then(|| judge.leaf(*origin, state, &mut chains));
+        if !old(origin) {
+            standing.leaves.extend(leaf);
+        } else if !state.is_abandoned() {
+            // One that nothing goes on from may have gone on where nobody saw it, unless it left.
+            let open = leaf.filter(|leaf| !leaf.left).map(|_| judge.open_ended(*origin, state));
+            standing.lost.extend(judge.incomplete(*origin, state).or(open).map(|trouble| (*origin, trouble)));
+            standing.lost.extend(judge.missing_predecessor(state));
         }
     }
     standing
