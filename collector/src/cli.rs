@@ -1,5 +1,7 @@
-//! `catchment-collector run | check | seal | --dump-config`.
+//! `catchment-collector run | check | seal | log | --dump-config`.
 
+pub mod findings;
+pub mod log;
 pub mod seal;
 
 use std::path::{Path, PathBuf};
@@ -39,14 +41,21 @@ enum Command {
     /// Shows which days are complete and what others wait for; seals by hand; gives up what is lost.
     #[command(subcommand)]
     Seal(seal::Command),
+    /// Shows the commit log; checks that it and everything it names are whole.
+    #[command(subcommand)]
+    Log(log::Command),
 }
 
 /// Does what the command line says. `print` takes what is for standard output.
 pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
-    if let Some(Command::Seal(command)) = &cli.command
-        && !cli.dump_config
-    {
-        return seal::execute(command, cli.config.as_deref(), print).await;
+    if !cli.dump_config {
+        // These may do without a configuration.
+        let config = cli.config.as_deref();
+        match &cli.command {
+            Some(Command::Seal(command)) => return seal::execute(command, config, print).await,
+            Some(Command::Log(command)) => return log::execute(command, config, print).await,
+            Some(Command::Run | Command::Check) | None => {}
+        }
     }
     let path = cli.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
     let config: Config = common::config::load(path)?;
@@ -60,7 +69,7 @@ pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
             Collector::start(config, shutdown).await?.join().await
         }
         Command::Check => check(&config, print).await,
-        Command::Seal(command) => seal::execute(&command, cli.config.as_deref(), print).await,
+        Command::Seal(_) | Command::Log(_) => unreachable!("done above"),
     }
 }
 

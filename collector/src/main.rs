@@ -1,11 +1,13 @@
 //! The collector's process: command line in, exit code out.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use clap::Parser;
+use collector::cli::findings::Ended;
 use collector::cli::{Cli, execute};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     common::telemetry::init_logging();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -16,5 +18,10 @@ fn main() -> anyhow::Result<()> {
     let result = runtime.block_on(execute(cli, print));
     // Work that is left on the blocking pool must not hold the end back.
     runtime.shutdown_background();
-    result
+    let Err(error) = result else { return Ok(ExitCode::SUCCESS) };
+    let ended = error.downcast::<Ended>()?;
+    if !ended.message.is_empty() {
+        let _ = writeln!(std::io::stderr(), "Error: {}", ended.message);
+    }
+    Ok(ExitCode::from(ended.code))
 }

@@ -16,12 +16,14 @@ use proto::ids::{AgentName, DatasetName, Origin, Partition};
 use super::DEFAULT_CONFIG;
 use crate::commit::solo;
 use crate::config::Config;
+use crate::config::compaction::CompactionConfig;
 use crate::config::dataset::DatasetConfig;
 use crate::log::View;
+use crate::log::view::PartitionKey;
 use crate::publish::DirModes;
 use crate::seal::inventory::{self, DEPARTED_AFTER_MS};
 use crate::seal::times::parse_partition;
-use crate::seal::{Inventory, Rule};
+use crate::seal::{Inventory, Marker, Rule};
 use crate::store::{self, DestinationConfig, Store};
 
 /// What `seal` does.
@@ -146,17 +148,20 @@ pub async fn execute(command: &Command, config: Option<&Path>, print: impl Fn(&s
 }
 
 /// A destination and what is declared for it.
-struct Site {
-    url: String,
-    store: Arc<dyn Store>,
+pub(super) struct Site {
+    pub(super) url: String,
+    pub(super) store: Arc<dyn Store>,
     datasets: HashMap<DatasetName, Arc<DatasetConfig>>,
     inventory: Inventory,
     /// Declarations were given; else those of datasets are defaults.
     declared: bool,
+    compaction: CompactionConfig,
+    /// Dead letters or quarantine are deleted when they are old.
+    pub(super) retention: bool,
 }
 
 impl Site {
-    fn open(place: &Place, config: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn open(place: &Place, config: Option<&Path>) -> anyhow::Result<Self> {
         let config: Option<Config> = match (config, &place.dest) {
             (None, Some(_)) => None,
             (path, _) => Some(common::config::load(path.unwrap_or(Path::new(DEFAULT_CONFIG)))?),
@@ -180,6 +185,11 @@ impl Site {
             datasets: HashMap::new(),
             inventory: Inventory::default(),
             declared: config.is_some(),
+            compaction: config.as_ref().map(|config| config.compaction.clone()).unwrap_or_default(),
+            retention: config.as_ref().is_some_and(|config| {
+                let keeping = &config.housekeeping;
+                keeping.quarantine_retention.is_some() || keeping.dead_letter_retention.is_some()
+            }),
         };
         for dataset in config.iter().flat_map(|config| &config.datasets) {
             site.datasets.insert(DatasetName::new(&dataset.name)?, Arc::new(dataset.clone()));
@@ -214,7 +224,7 @@ impl Site {
         Ok(Some(said))
     }
 
-    async fn read(&self) -> anyhow::Result<View> {
+    pub(super) async fn read(&self) -> anyhow::Result<View> {
         if !solo::is_in_use(&*self.store).await? {
             bail!("destination {}: no collector ever wrote there", self.url);
         }
@@ -225,21 +235,29 @@ impl Site {
         Rule { datasets: &self.datasets, inventory: &self.inventory }
     }
 
-    fn modes(&self) -> DirModes {
+    pub(super) fn modes(&self) -> DirModes {
         let mode = |dataset: &Arc<DatasetConfig>| (dataset.name.clone(), dataset.dir_mode, dataset.group.clone());
         DirModes::new(self.datasets.values().map(mode))
     }
 
-    fn now_unix_ms(&self) -> i64 {
+    /// A marker, readable as the files of its dataset are.
+    pub(super) fn readable(&self, key: &PartitionKey, marker: Marker) -> Marker {
+        match self.datasets.get(&key.dataset) {
+            Some(dataset) => marker.readable_as(dataset),
+            None => marker,
+        }
+    }
+
+    pub(super) fn now_unix_ms(&self) -> i64 {
         jiff::Timestamp::now().as_millisecond()
     }
 }
 
-fn parse_dataset(text: &str) -> Result<DatasetName, String> {
+pub(super) fn parse_dataset(text: &str) -> Result<DatasetName, String> {
     DatasetName::new(text).map_err(|error| error.to_string())
 }
 
-fn parse_agent(text: &str) -> Result<AgentName, String> {
+pub(super) fn parse_agent(text: &str) -> Result<AgentName, String> {
     AgentName::new(text).map_err(|error| error.to_string())
 }
 
