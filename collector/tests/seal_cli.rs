@@ -2,6 +2,7 @@
 //! and no collector running.
 
 use std::cell::RefCell;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,24 +71,32 @@ impl Place {
         let place = Self { dir, store };
         let start = i64::from(DATE) * DAY;
         let mut solo = place.begin(start + DAY / 2).await;
-        let staged = format!("{}/0.gz", solo.layout().staging());
-        let mut file = place.store.create(&staged).await.unwrap();
-        file.append("hello".into()).await.unwrap();
-        file.close().await.unwrap();
-        let file = wire::PublishedFile {
-            kind: wire::FileKind::Data as i32,
-            staged,
-            r#final: format!("{}/c-1-0.gz", key().dir()),
-            dataset: "clicks".into(),
-            partition: Some(key().partition.into()),
-            bytes: 5,
-            events: 7,
-            covers: vec![0, 1],
-            mode: 0o640,
-            ..Default::default()
-        };
+        let mut files = Vec::new();
+        for (at, lines) in ["a\nb\nc\nd\n", "e\nf\n", "g\n"].into_iter().enumerate() {
+            let staged = format!("{}/{at}.gz", solo.layout().staging());
+            let mut bytes = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            bytes.write_all(lines.as_bytes()).unwrap();
+            let bytes = bytes.finish().unwrap();
+            let mut file = place.store.create(&staged).await.unwrap();
+            file.append(bytes.clone().into()).await.unwrap();
+            file.close().await.unwrap();
+            files.push(wire::PublishedFile {
+                kind: wire::FileKind::Data as i32,
+                staged,
+                r#final: format!("{}/c-1-{at}.log.gz", key().dir()),
+                dataset: "clicks".into(),
+                partition: Some(key().partition.into()),
+                bytes: bytes.len() as u64,
+                raw_bytes: lines.len() as u64,
+                crc32c: crc32c::crc32c(&bytes),
+                events: lines.lines().count() as u64,
+                covers: vec![0, 1],
+                mode: 0o640,
+                ..Default::default()
+            });
+        }
         let covers = vec![cover(1, &[1], None), cover(2, &[1, 2], None)];
-        let publish = wire::Publish { files: vec![file], covers };
+        let publish = wire::Publish { files, covers };
         solo.commit(|_, _| Ok(Action::Publish(publish.clone()))).await.unwrap();
         solo.finish_files(&key()).await.unwrap();
         solo.end().await.unwrap();
@@ -121,6 +130,18 @@ impl Place {
 
     fn url(&self) -> String {
         format!("file://{}/logs", self.dir.path().display())
+    }
+
+    /// What a reader of the partition sees: it has one file.
+    async fn lines(&self) -> String {
+        let entries = self.store.list(&key().dir()).await.unwrap();
+        let [file] = &entries.iter().filter(|entry| !entry.name.starts_with('_')).collect::<Vec<_>>()[..] else {
+            panic!("{entries:?}")
+        };
+        let bytes = self.store.read(&format!("{}/{}", key().dir(), file.name), 1 << 20).await.unwrap();
+        let mut text = String::new();
+        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_string(&mut text).unwrap();
+        text
     }
 
     async fn marker(&self, name: &str) -> Option<Text> {
@@ -159,7 +180,7 @@ async fn status_names_the_agent_the_batches_and_what_to_do() {
     let records = place.records().await;
     let said = place.seal(&["status"]).await.unwrap();
     for part in [
-        "clicks/event_date=2026-11-18: 7 events in 1 files, waits since 2026-11-19T04:00:00.000Z",
+        "clicks/event_date=2026-11-18: 7 events in 3 files, waits since 2026-11-19T04:00:00.000Z",
         "web-2: missing batches",
         "batches 3-4,6-",
         "--seqs 3-4",
@@ -190,7 +211,9 @@ async fn now_refuses_where_counts_do_not_close_and_seals_when_it_is_told_to() {
     let sealed = place.seal(&[&NOW[..], &["--incomplete", "--by", "ops"]].concat()).await.unwrap();
     assert!(sealed.contains("sealed clicks/event_date=2026-11-18: incomplete: events of web-2"), "{sealed}");
     let text = place.marker("_INCOMPLETE").await.unwrap();
-    assert_eq!((text.events, text.files, text.seal, text.sealed_by.as_deref()), (7, 1, records, Some("ops")));
+    // Its small files were joined first: that is a record too.
+    assert_eq!((text.events, text.files, text.seal, text.sealed_by.as_deref()), (7, 1, records + 1, Some("ops")));
+    assert_eq!(place.lines().await, "a\nb\nc\nd\ne\nf\ng\n");
     assert_eq!((text.gaps.len(), text.gaps[0].missing.as_deref()), (1, Some("3-4,6-")));
     assert!(place.marker("_SUCCESS").await.is_none());
     let again = place.seal(&NOW).await.unwrap_err();

@@ -7,11 +7,15 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 use proto::wire::commit_record::Action;
 use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::status::For;
 use super::{Abandon, Forget, How, Now, Site, user};
-use crate::commit::solo::{Solo, System};
+use crate::commit::solo::{Solo, SoloError, System};
+use crate::compact::{self, Budget, Progress};
 use crate::config::dataset::DatasetConfig;
+use crate::housekeeping;
 use crate::log::View;
 use crate::log::view::PartitionKey;
 use crate::log::view::origins::complement;
@@ -19,6 +23,9 @@ use crate::seal::assess;
 use crate::seal::marker::{text, time};
 use crate::seal::rule::DOUBT_MS;
 use crate::seal::wait::{ranges, word};
+
+/// Rounds of compaction before a seal.
+const COMPACTIONS: usize = 2;
 
 /// What was done, or would be.
 #[derive(Debug, Serialize)]
@@ -120,6 +127,7 @@ async fn seal_by(
     if let Err(reason) = solo.finish_files(key).await {
         bail!("{key} is not sealed: {reason}; try again when its collector has finished");
     }
+    compact_first(solo, site, key, dataset).await?;
     let committed = solo.commit(|view, now_unix_ms| {
         let (seal, _) = check(site, view, key, now, by, now_unix_ms)?;
         if !seal.complete && !now.incomplete {
@@ -130,6 +138,49 @@ async fn seal_by(
     let n = committed.await?;
     solo.finish_marker(n, key, |marker| marker.readable_as(dataset)).await?;
     Ok(n)
+}
+
+/// Joins small files. What cannot be joined stays as it is: that holds no seal back.
+async fn compact_first(
+    solo: &mut Solo,
+    site: &Site,
+    key: &PartitionKey,
+    dataset: &DatasetConfig,
+) -> anyhow::Result<()> {
+    let budget = Budget::new(&site.compaction, watch::channel(false).1);
+    let mut numbers = 0..;
+    for _ in 0..COMPACTIONS {
+        let open = solo.view().partitions().open().find(|(open, ..)| *open == key).map(|(_, _, open)| open);
+        let Some(plan) = open.and_then(|open| compact::plan(dataset, key, open, &site.compaction)) else {
+            return Ok(());
+        };
+        let next = || numbers.next().unwrap_or_default();
+        let (progress, stop) = (Progress::default(), CancellationToken::new());
+        let compact = match compact::run(&site.store, solo.layout(), plan, next, &budget, &progress, stop).await {
+            Ok(compact) => compact,
+            Err(error) => {
+                tracing::warn!(%error, "sealed without joining its small files");
+                return Ok(());
+            }
+        };
+        let committed = solo.commit(|view, _| match housekeeping::compact_holds(&compact, view) {
+            true => Ok(Action::Compact(compact.clone())),
+            false => Err("another run replaced some of the files".into()),
+        });
+        match committed.await {
+            Ok(_) => {}
+            Err(SoloError::Refused(reason)) => {
+                tracing::info!(reason, "small files are not joined here");
+                compact::abandon(&*site.store, &compact).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Err(reason) = solo.finish_files(key).await {
+            bail!("{key} is not sealed: {reason}; the collectors finish that");
+        }
+    }
+    Ok(())
 }
 
 fn gaps(seal: &wire::PartitionSeal) -> String {

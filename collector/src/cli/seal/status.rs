@@ -136,6 +136,14 @@ pub(super) fn report(
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        self.lines(&mut text)?;
+        f.write_str(text.trim_end())
+    }
+}
+
+impl Report {
+    fn lines(&self, f: &mut impl fmt::Write) -> fmt::Result {
         writeln!(f, "{} at {}, {} records", self.destination, self.at, self.records)?;
         if self.open.is_empty() {
             writeln!(f, "nothing is open")?;

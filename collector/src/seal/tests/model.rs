@@ -2,7 +2,7 @@
 //! while an event of the partition that a known agent wrote before its counting T is not in the committed set; and
 //! without faults every partition is complete in the end.
 //!
-//! `SEAL_MODEL_SEED=17` runs one history again, `SEAL_MODEL_SEEDS=5000` that many.
+//! `SEAL_MODEL_SEED=17` runs one history again and shows it (with `--nocapture`), `SEAL_MODEL_SEEDS=5000` that many.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -67,7 +67,7 @@ struct Machine {
     note: Option<(i64, usize)>,
     /// Minted here.
     own: Vec<Origin>,
-    left_at: Option<i64>,
+    left_at: Vec<i64>,
     /// It stopped for good.
     gone: bool,
     is_clone: bool,
@@ -112,9 +112,16 @@ struct World {
     faults: Faults,
     complete_seals: usize,
     waits: usize,
+    trace: bool,
 }
 
 impl World {
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:7.2} h {}", (self.now - BEGIN) as f64 / HOUR as f64, text());
+        }
+    }
+
     fn new(seed: u64, faults: Faults) -> Self {
         let mut rng = Rng(seed);
         let mut log = Log::new();
@@ -130,7 +137,7 @@ impl World {
             running: false,
             note: None,
             own: Vec::new(),
-            left_at: None,
+            left_at: Vec::new(),
             gone: false,
             is_clone: false,
             snapshot: None,
@@ -152,6 +159,7 @@ impl World {
             faults,
             complete_seals: 0,
             waits: 0,
+            trace: std::env::var("SEAL_MODEL_SEED").is_ok(),
         }
     }
 
@@ -186,6 +194,9 @@ impl World {
             None => wire::Open::default(),
         };
         machine.dir.restored = false;
+        let open = open.clone();
+        self.say(|| format!("m{at} starts {origin}, newest {newest:?}, restored {}", open.restored));
+        let machine = &mut self.machines[at];
         // Whatever is not confirmed is sent again.
         let agent = machine.agent;
         for run in 0..self.machines[at].dir.runs.len() {
@@ -223,11 +234,12 @@ impl World {
     }
 
     fn stop(&mut self, at: usize, close: Option<bool>) {
+        self.say(|| format!("m{at} stops, close {close:?}"));
         if let Some(left) = close {
             self.cut(at);
             let machine = &mut self.machines[at];
             machine.dir.runs.last_mut().expect("it runs").entries.push(Entry::Close { left });
-            machine.left_at = left.then_some(self.now);
+            machine.left_at.extend(left.then_some(self.now));
         }
         let machine = &mut self.machines[at];
         (machine.running, machine.note) = (false, None);
@@ -318,6 +330,17 @@ impl World {
             }
             out.push(cover);
         }
+        for cover in &out {
+            self.say(|| {
+                let wire::OriginCover { agent, opens, data, marks, closes, .. } = &cover.0;
+                let (opens, closes) = (opens.len(), closes.iter().map(|close| close.seq).collect::<Vec<_>>());
+                let data = data.as_ref().map(|data| data.bounds.clone());
+                let marks: Vec<_> =
+                    marks.iter().map(|mark| (mark.seq, mark.mark.as_ref().map(|m| m.at_unix_ms))).collect();
+                let origin = Origin::from_bytes(&cover.0.origin).unwrap();
+                format!("record: {agent} {origin} opens {opens} data {data:?} marks {marks:?} closes {closes:?}")
+            });
+        }
         self.log.now = self.now + self.rng.below(40_000) as i64 - 20_000;
         self.log.publish(out, &days.into_iter().collect::<Vec<_>>());
     }
@@ -339,6 +362,7 @@ impl World {
         for draft in std::mem::take(&mut self.drafts) {
             let seal = wire::Seal { partitions: vec![draft.clone()] };
             if holds(&self.log.rule(), &self.log.view, &seal, self.now) {
+                self.say(|| format!("seal {:?}", draft.partition.map(|partition| partition.date)));
                 self.check(&draft);
                 self.log.seal(draft);
                 self.complete_seals += 1;
@@ -366,9 +390,11 @@ impl World {
                 continue;
             }
             // Written after it had left, and its return is not in the log.
-            let is_late =
-                |at: i64| event.at > at && !machine.own.iter().any(|own| own.unix_ms() as i64 > at && in_the_log(own));
-            if machine.left_at.is_some_and(is_late) {
+            let is_late = |left: &i64| {
+                let returned = |own: &Origin| own.unix_ms() as i64 > *left && in_the_log(own);
+                event.at > *left && !machine.own.iter().any(returned)
+            };
+            if machine.left_at.iter().any(is_late) {
                 continue;
             }
             let load = open.agents.get(&agent).filter(|_| row.first_commit_unix_ms > seal.due_unix_ms);
@@ -389,11 +415,13 @@ impl World {
                 let lost = self.rng.below(self.held.len());
                 let (batch, _) = self.held.swap_remove(lost);
                 self.held.retain(|(other, _)| *other != batch);
+                self.say(|| format!("lost {batch:?}"));
                 self.lost.insert(batch);
             }
             1 if self.faults.wipe && !self.machines[at].running && !self.machines[at].is_clone => {
                 let rot = self.faults.rot && self.rng.chance(70);
                 let agent = self.machines[at].agent;
+                self.say(|| format!("m{at} emptied, rot {rot}"));
                 let runs = &self.machines[at].dir.runs;
                 let is_visible = runs.iter().any(|run| (0..9).any(|seq| self.is_committed((agent, run.origin, seq))));
                 let machine = &mut self.machines[at];
@@ -411,10 +439,12 @@ impl World {
                 if machine.running || machine.snapshot.is_none() {
                     machine.snapshot = Some(machine.dir.clone());
                 } else if let Some(snapshot) = machine.snapshot.take() {
+                    let newest = snapshot.runs.last().map(|run| run.origin);
                     if rot {
                         machine.rotated = machine.rotated.max(machine.dir.cut);
                     }
                     machine.dir = Dir { restored: true, ..snapshot };
+                    self.say(|| format!("m{at} restored from {newest:?}, rot {rot}"));
                 }
             }
             3 if self.faults.clone && self.machines.len() < 5 && !self.machines[at].dir.runs.is_empty() => {
@@ -427,18 +457,20 @@ impl World {
                     running: false,
                     note: None,
                     own: Vec::new(),
-                    left_at: None,
+                    left_at: Vec::new(),
                     is_clone: true,
                     snapshot: None,
                     ..original.clone()
                 };
                 self.machines.push(clone);
+                self.say(|| format!("m{at} cloned as m{}", self.machines.len() - 1));
             }
             4 if self.faults.forget => {
                 let agent = self.agents[self.rng.below(self.agents.len())].clone();
                 if self.log.view.origins().agent(&name(&agent)).is_some() {
                     self.log.now = self.now;
                     self.log.forget(&agent);
+                    self.say(|| format!("forget {agent}"));
                 }
             }
             5 if self.faults.expire => self.expire(),
@@ -455,6 +487,7 @@ impl World {
         // Only a stretch of the oldest: as time would have it.
         complete.truncate(self.rng.below(complete.len() + 1));
         if !complete.is_empty() {
+            self.say(|| format!("expire {complete:?}"));
             self.log.expire(&self.agents[agent], &complete);
             self.expired.extend(complete.into_iter().map(|origin| (agent, origin)));
         }
@@ -474,19 +507,24 @@ impl World {
                 Some((origin, Trouble::Missing { seqs, .. })) => {
                     let lost = seqs.seqs().take(1000).filter(|seq| self.lost.contains(&(agent, origin, *seq)));
                     let lost: Vec<(u64, u64)> = lost.map(|seq| (seq, seq + 1)).collect();
+                    self.say(|| format!("abandon {origin} {lost:?}"));
                     for range in lost {
                         self.log.abandon(&who, origin, &[range]);
                     }
                 }
                 Some((_, Trouble::Restored(from))) => match clone {
                     Some(clone) => {
+                        self.say(|| format!("m{clone} stopped for good, its runs abandoned"));
                         let machine = &mut self.machines[clone];
                         (machine.gone, machine.running) = (true, false);
                         for origin in machine.own.clone() {
                             self.log.abandon(&who, origin, &[]);
                         }
                     }
-                    None => self.log.abandon(&who, from, &[]),
+                    None => {
+                        self.say(|| format!("abandon {from}"));
+                        self.log.abandon(&who, from, &[]);
+                    }
                 },
                 _ => {}
             }
