@@ -37,6 +37,11 @@ struct Gauges {
     next_record: Gauge<u64>,
     unfinished: Gauge<u64>,
     stuck: Gauge<u64>,
+    living: Gauge<u64>,
+    cleaned: Gauge<u64>,
+    open_partitions: Gauge<u64>,
+    waiting_partitions: Gauge<u64>,
+    ready_partitions: Gauge<u64>,
 }
 
 impl Metrics {
@@ -77,6 +82,14 @@ impl Metrics {
                 next_record: gauge("next_record", "First number of the commit log that was not read"),
                 unfinished: gauge("unfinished_records", "Records whose files are not known to be in their places"),
                 stuck: gauge("stuck_files", "Committed files that the store refuses to bring to their places"),
+                living: gauge("living_runs", "Other collectors' runs that show signs of life"),
+                cleaned: gauge("cleaned_records", "Records that this run deleted from the commit log"),
+                open_partitions: gauge("open_partitions", "Partitions that are not sealed"),
+                waiting_partitions: gauge(
+                    "waiting_partitions",
+                    "Partitions that are over and wait for an agent's word",
+                ),
+                ready_partitions: gauge("ready_partitions", "Partitions that can be sealed and are not yet"),
             },
         }
     }
@@ -120,5 +133,10 @@ impl Metrics {
         gauges.next_record.record(snapshot.next_record, &[]);
         gauges.unfinished.record(snapshot.unfinished_records, &[]);
         gauges.stuck.record(snapshot.stuck_files, &[]);
+        gauges.living.record(snapshot.living_runs, &[]);
+        gauges.cleaned.record(snapshot.cleaned_records, &[]);
+        gauges.open_partitions.record(snapshot.open_partitions, &[]);
+        gauges.waiting_partitions.record(snapshot.waiting_partitions, &[]);
+        gauges.ready_partitions.record(snapshot.ready_partitions, &[]);
     }
 }

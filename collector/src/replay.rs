@@ -128,7 +128,11 @@ async fn read(
     source: &mut dyn Source,
     own: &mut Own,
 ) -> Result<Option<(LogFiles, Replayed)>, LogError> {
-    check_format(store, &own.layout, source).await?;
+    if let Err(error) = check_format(store, &own.layout, source).await {
+        // Of a run that was retired before it wrote the format.
+        let gone = matches!(store.stat(&own.layout.staging()).await, Ok(None));
+        return if gone { Ok(None) } else { Err(error) };
+    }
     let log = LogFiles::new(Arc::clone(store), 0);
     let (begin, view) = match log.highest_checkpoint().await? {
         None => (0, View::default()),

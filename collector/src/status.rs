@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::coordinator::sealing::PartitionStatus;
 use crate::coordinator::{Coordinator, Counts, Now};
 use crate::ledger::staged::GroupState;
 
@@ -68,6 +69,17 @@ pub struct Snapshot {
     pub draining: bool,
     /// Files that are joined before a seal.
     pub compaction: crate::compact::Snapshot,
+    /// Other runs that have a directory and show signs of life.
+    pub living_runs: u64,
+    /// Partitions that are not sealed.
+    pub open_partitions: u64,
+    /// Those that are over and wait for somebody's word.
+    pub waiting_partitions: u64,
+    /// Those that are complete, or given up, and not sealed yet.
+    pub ready_partitions: u64,
+    /// The first of both, with what each waits for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<PartitionStatus>,
     /// What keeps the log from going on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
@@ -97,6 +109,7 @@ impl Snapshot {
             cleaned_records,
         } = coordinator.counts().clone();
         let status = coordinator.status(now);
+        let partitions = coordinator.partition_sums().clone();
         let groups = |wanted: fn(&GroupState) -> bool| {
             coordinator.staged().groups().filter(|(_, group)| wanted(&group.state)).count() as u64
         };
@@ -129,6 +142,11 @@ impl Snapshot {
             since_commit_ms: status.since_commit_ms,
             draining: status.draining,
             compaction: coordinator.settings().progress.snapshot(),
+            living_runs: coordinator.living_runs() as u64,
+            open_partitions: partitions.open,
+            waiting_partitions: partitions.waiting,
+            ready_partitions: partitions.ready,
+            partitions: partitions.named,
             trouble: coordinator.trouble().map(str::to_owned),
         }
     }

@@ -7,17 +7,15 @@ use std::time::Duration;
 use collector::config::Config;
 use collector::run::Collector;
 use common::supervise::Shutdown;
-use proto::header::Header;
-use proto::ids::Origin;
 use proto::record::{encode_record, number_name};
-use proto::wire::{self, collect_client::CollectClient, deliver_request::Message};
-use tokio_stream::StreamExt;
+use proto::wire;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn config(root: &Path) -> Config {
     let text = format!(
         "name = \"col-1\"\nlisten = \"127.0.0.1:0\"\n[destination]\nurl = \"file://{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [housekeeping]\nheartbeat = \"1s\"\nretire_after = \"4s\"\n\
          [[datasets]]\nname = \"d\"\n",
         root.display()
     );
@@ -72,16 +70,8 @@ async fn a_run_whose_directory_is_gone_is_retired() {
     let mut collector = Collector::start(config(dir.path()), shutdown).await.unwrap();
     collector.status.wait_for(|snapshot| !snapshot.incarnation.is_empty()).await.unwrap();
     std::fs::remove_dir_all(dir.path().join("_catchment/staging")).unwrap();
-    let mut client = CollectClient::connect(format!("http://{}", collector.address)).await.unwrap();
-    let header = Header::encode(Origin::mint(1, 1), 0, wire::batch_header::Kind::Open(wire::Open::default())).unwrap();
-    let delivery = wire::Delivery { agent: "web-1".into(), header: header.bytes, ..Default::default() };
-    let requests = [Message::Hello(wire::AggregatorHello::default()), Message::Delivery(delivery)];
-    let requests = requests.map(|message| wire::DeliverRequest { message: Some(message) });
-    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
-    let answers = client.deliver(requests).await.unwrap();
     let end = tokio::time::timeout(PATIENCE, collector.join()).await.expect("it stops").unwrap_err();
     let reason = format!("{end:#}");
     assert!(reason.contains("retired") && reason.contains("_catchment/staging/col-1-"), "{reason}");
     assert_eq!(std::fs::read_dir(commits(dir.path())).unwrap().count(), 0);
-    drop(answers);
 }

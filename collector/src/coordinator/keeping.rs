@@ -129,7 +129,10 @@ impl Coordinator {
             Done::Swept(left) => self.swept(left, now),
             Done::Fenced { incarnation, markers: Some(keys) } => self.fenced = Some((incarnation, keys)),
             Done::Fenced { .. } => self.keeper.delete_later(now),
-            Done::Deleted { incarnation, gone: true } => self.view.directory_deleted(&incarnation),
+            Done::Deleted { incarnation, gone: true } => {
+                self.view.directory_deleted(&incarnation);
+                self.keeper.gone(&incarnation);
+            }
             Done::Deleted { gone: false, .. } => self.keeper.delete_later(now),
             Done::Checkpointed(highest) => self.last_checkpoint = self.last_checkpoint.max(highest),
             Done::Tidied => {}
@@ -187,6 +190,11 @@ impl Coordinator {
         tracing::info!(origins = expire.origins.len(), sets = expire.expired_sets.len(), "origins expire");
         self.keeper.expire_more(now.instant);
         Some(Said::Expire(expire))
+    }
+
+    /// Other runs that show signs of life.
+    pub fn living_runs(&self) -> usize {
+        self.keeper.life().living().count()
     }
 
     /// Begins a record besides commits.

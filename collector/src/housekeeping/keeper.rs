@@ -95,6 +95,11 @@ impl Keeper {
         self.life.alive(name);
     }
 
+    /// The directory of a run is gone.
+    pub fn gone(&mut self, name: &str) {
+        self.life.gone(name);
+    }
+
     /// The sign to be renewed now, if it is time.
     pub fn show(&mut self, now: Instant) -> Option<Seen> {
         if now < self.next_show {

@@ -94,6 +94,11 @@ impl Life {
         }
     }
 
+    /// Its directory is gone.
+    pub fn gone(&mut self, name: &str) {
+        self.rows.remove(name);
+    }
+
     /// Runs that were silent for too long, the longest silent first. Those with a smaller name than this run act
     /// before it does: one at a time in the ordinary case, and nothing is lost if two do.
     pub fn dead(&self) -> Vec<(&str, Duration)> {
