@@ -1,7 +1,11 @@
-//! `catchment-collector run | check | seal | log | --dump-config`.
+//! `catchment-collector run | check | seal | log | audit | deadletter | quarantine | --dump-config`.
 
+pub mod audit;
 pub mod findings;
+pub mod letters;
 pub mod log;
+mod output;
+pub mod quarantine;
 pub mod seal;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +48,14 @@ enum Command {
     /// Shows the commit log; checks that it and everything it names are whole.
     #[command(subcommand)]
     Log(log::Command),
+    /// Says where the counts of events close, where they do not, and whom to ask.
+    Audit(audit::Audit),
+    /// Shows events that could not be placed, and writes them out for a replay.
+    #[command(name = "deadletter", subcommand)]
+    Letters(letters::Command),
+    /// Shows batches that could not be decoded or placed, and writes their events out for a replay.
+    #[command(subcommand)]
+    Quarantine(quarantine::Command),
 }
 
 /// Does what the command line says. `print` takes what is for standard output.
@@ -54,6 +66,9 @@ pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
         match &cli.command {
             Some(Command::Seal(command)) => return seal::execute(command, config, print).await,
             Some(Command::Log(command)) => return log::execute(command, config, print).await,
+            Some(Command::Audit(asked)) => return audit::execute(asked, config, print).await,
+            Some(Command::Letters(command)) => return letters::execute(command, config, print).await,
+            Some(Command::Quarantine(command)) => return quarantine::execute(command, config, print).await,
             Some(Command::Run | Command::Check) | None => {}
         }
     }
@@ -69,7 +84,7 @@ pub async fn execute(cli: Cli, print: impl Fn(&str)) -> anyhow::Result<()> {
             Collector::start(config, shutdown).await?.join().await
         }
         Command::Check => check(&config, print).await,
-        Command::Seal(_) | Command::Log(_) => unreachable!("done above"),
+        _ => unreachable!("done above"),
     }
 }
 
