@@ -26,8 +26,8 @@ const OWED: usize = 64;
 const TRIES: u32 = 5;
 
 /// Where a person finds the batch.
-const WAY_OUT: &str = "the collectors keep the whole batch, with this reason, in a file under _catchment/quarantine/ and the \
-     UTC day at the destination: `hdfs dfs -ls -R DESTINATION/_catchment/quarantine` lists them; correct what the reason names";
+const WAY_OUT: &str = "the collectors keep the whole batch, with this reason, under _catchment/quarantine/ and the UTC day at the \
+     destination: `catchment-collector quarantine show` lists them; correct what the reason names, then `quarantine replay`";
 
 #[derive(Debug, Default)]
 struct Owed {

@@ -175,7 +175,8 @@ fn in_full(n: u64, record: &wire::CommitRecord) -> String {
     for file in files(record) {
         let late = if file.late_of.is_empty() { String::new() } else { format!(", late of {}", file.late_of) };
         let (events, bytes, crc) = (file.events, file.bytes, file.crc32c);
-        let _ = writeln!(out, "  file {}: {events} events, {bytes} bytes, CRC32C {crc:08x}{late}", file.r#final);
+        let unit = if file.kind() == wire::FileKind::Quarantine { "batches" } else { "events" };
+        let _ = writeln!(out, "  file {}: {events} {unit}, {bytes} bytes, CRC32C {crc:08x}{late}", file.r#final);
     }
     if let Some(Action::Compact(compact)) = &record.action {
         compact.replaced.iter().for_each(|path| _ = writeln!(out, "  replaces {path}"));
