@@ -254,6 +254,7 @@ pub(super) mod tests {
     use proto::ids::{AgentName, DatasetName, Origin};
 
     use super::*;
+    use crate::commit::Stop;
     use crate::compact::Progress;
     use crate::config::compaction::CompactionConfig;
     use crate::config::dataset::DatasetConfig;
@@ -366,6 +367,25 @@ pub(super) mod tests {
         let poisoned = AppendAnswer::Poisoned("timed out".into());
         owner.handle(Event::Appended { group: 0, id: delivery(1).id, answer: poisoned }, now);
         assert_eq!(arrive(&mut owner, 8, 6), Some(Ok(8)), "once it is answered there is room");
+    }
+
+    /// Whatever it is doing, and it never loads the log again.
+    #[test]
+    fn a_view_older_than_half_of_what_is_kept_ends_the_run() {
+        let mut owner = coordinator();
+        let begun = Instant::now();
+        let half = owner.settings().housekeeping.log_retention / 2;
+        let at = |after| Now { instant: begun + after, unix_ms: 0 };
+        assert!(
+            !owner
+                .handle(Event::Tick, at(half - Duration::from_secs(1)))
+                .iter()
+                .any(|action| matches!(action, Action::Stop(_)))
+        );
+        let late = half + Duration::from_secs(1);
+        let actions = owner.handle(Event::Arrived { stream: 7, delivery: delivery(1) }, at(late));
+        assert!(matches!(actions[..], [Action::Stop(Stop::Stale { .. })]), "{actions:?}");
+        assert!(owner.handle(Event::Tick, at(late)).is_empty(), "nothing comes after it");
     }
 
     /// During an outage aggregators may come back any number of times.

@@ -238,3 +238,32 @@ fn whoever_cleans_up_may_end_as_well() {
     let after_a_crash = (20..100).step_by(9).flat_map(|first| (3..40).step_by(4).map(move |second| (first, second)));
     at_every_point(Mode::CrashBefore, after_an_end.chain(after_a_crash));
 }
+
+/// Published files belong to their users: one is deleted before the compaction, the whole dataset after the seal.
+#[test]
+fn what_users_delete_blocks_nothing() {
+    run(async {
+        let world = World::new();
+        let living = world.start("col-1", 1, LOG_RETENTION, Switch::new(NEVER, Mode::Lost));
+        world.sleep_until(21).await;
+        let (first, _) = world.store.files_below("d").into_iter().next().expect("it is published");
+        world.store.delete(&first, false).await.unwrap();
+        world.sleep_until(60).await;
+        world.store.delete("d", true).await.unwrap();
+        world.sleep_until(DRAIN).await;
+        let records = world.records();
+        let missing = records.iter().find_map(|record| match &record.action {
+            Some(Action::Compact(compact)) => Some(compact.missing.clone()),
+            _ => None,
+        });
+        assert_eq!(missing, Some(vec![first]), "named once");
+        assert!(records.iter().any(|record| matches!(record.action, Some(Action::Seal(_)))), "sealed all the same");
+        let answered = world.answered.lock().unwrap().len();
+        assert_eq!(answered, world.batches.len(), "commits go on");
+        let covered = world.store.files_below("_catchment/checkpoints").pop().expect("checkpoints go on").0;
+        let last = proto::record::number_name(records.len() as u64 - 3);
+        assert!(covered.rsplit('/').next().unwrap() >= last.as_str(), "{covered} of {}", records.len());
+        assert!(world.store.files_below("_catchment/commits").len() < records.len() / 2, "the log is cleaned");
+        assert_eq!(living.snapshot.borrow().unfinished_records, 0);
+    });
+}
