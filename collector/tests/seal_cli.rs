@@ -286,3 +286,29 @@ async fn a_destination_that_nobody_uses_is_said_so() {
     assert!(command(None, &["status", "--dest", &url]).await.unwrap_err().contains("no such directory"));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "looking makes nothing");
 }
+
+#[tokio::test]
+async fn a_tool_whose_file_is_not_in_its_place_keeps_its_directory() {
+    let place = Place::new().await;
+    let mut solo = place.begin(i64::from(DATE) * DAY + DAY / 2).await;
+    let staged = format!("{}/7.log.gz", solo.layout().staging());
+    place.store.create(&staged).await.unwrap().close().await.unwrap();
+    // Something that is not ours stands under its final name.
+    let taken = format!("{}/taken.log.gz", key().dir());
+    place.store.create(&taken).await.unwrap().close().await.unwrap();
+    let file = wire::PublishedFile {
+        kind: wire::FileKind::Data as i32,
+        staged: staged.clone(),
+        r#final: taken,
+        dataset: "clicks".into(),
+        partition: Some(key().partition.into()),
+        mode: 0o640,
+        ..Default::default()
+    };
+    let publish = wire::Publish { files: vec![file], covers: Vec::new() };
+    solo.commit(|_, _| Ok(Action::Publish(publish.clone()))).await.unwrap();
+    assert!(solo.finish_files(&key()).await.is_err());
+    let error = solo.end().await.unwrap_err().to_string();
+    assert!(error.contains("finished by the collectors"), "{error}");
+    assert!(place.store.stat(&staged).await.unwrap().is_some(), "a committed file is never deleted");
+}

@@ -88,6 +88,8 @@ pub struct Solo {
     /// Records behind the checkpoint, and what each may still ask for.
     records: Vec<(u64, Finish)>,
     committed: bool,
+    /// It cannot go on; whatever it left is the collectors'.
+    stopped: bool,
 }
 
 impl std::fmt::Debug for Solo {
@@ -119,6 +121,7 @@ impl Solo {
             view: begun.replayed.view,
             records: begun.replayed.records,
             committed: false,
+            stopped: false,
         })
     }
 
@@ -144,7 +147,9 @@ impl Solo {
             let incarnation = self.layout.incarnation().to_owned();
             let author = Author { collector: self.tool.clone(), incarnation, time_unix_ms };
             self.planner.begin(Draft::of_action(CommitId(self.source.random()), &author, action));
-            if let Some(n) = self.drive().await? {
+            let driven = self.drive().await;
+            self.stopped = driven.is_err();
+            if let Some(n) = driven? {
                 self.committed = true;
                 return Ok(n);
             }
@@ -223,8 +228,13 @@ impl Solo {
         done.map_err(|error| SoloError::Unfinished { n, left: error.to_string() })
     }
 
-    /// Ends: this run never commits again and all that it staged is in its place.
+    /// Ends: this run never commits again. Its directory goes only when everything that its records name is in its
+    /// place; else it stays, and the collectors finish it and retire this run like any other that fell silent.
     pub async fn end(mut self) -> Result<(), SoloError> {
+        if self.stopped {
+            return Ok(());
+        }
+        self.nothing_staged().await?;
         if self.committed {
             let incarnation = self.layout.incarnation().to_owned();
             let retire = wire::Retire { incarnation, reason: "the tool is done".into() };
@@ -236,6 +246,27 @@ impl Solo {
             tracing::info!(dir = %staging, %error, "own directory cannot be deleted now");
         }
         Ok(())
+    }
+
+    async fn nothing_staged(&self) -> Result<(), SoloError> {
+        let store = &**self.log.store();
+        for (n, finish) in self.records.iter().filter(|(_, finish)| finish.incarnation == self.layout.incarnation()) {
+            let brought = publish::bring_all(store, &self.modes, finish.bring.clone()).await;
+            if let Some(file) = brought.again.first().or(brought.stuck.first()) {
+                let left = format!("{} is not in its place yet", file.r#final);
+                return Err(SoloError::Unfinished { n: *n, left });
+            }
+        }
+        match store.list(&self.layout.staging()).await {
+            Ok(entries) => match entries.into_iter().find(|entry| entry.name.starts_with(seal::marker::TAKEN)) {
+                None => Ok(()),
+                Some(entry) => {
+                    let left = format!("the marker in {} is not back in its place", entry.name);
+                    Err(SoloError::Unfinished { n: self.view.next().saturating_sub(1), left })
+                }
+            },
+            Err(error) => Err(SoloError::Unfinished { n: self.view.next().saturating_sub(1), left: error.to_string() }),
+        }
     }
 }
 

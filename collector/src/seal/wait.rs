@@ -97,12 +97,14 @@ impl Wait {
                 );
                 (GapReason::Restored, advice)
             }
-            Trouble::Contradicted => {
+            Trouble::Contradicted(by) => {
+                let by: Vec<String> = by.iter().map(ToString::to_string).collect();
+                let runs = if by.is_empty() { String::new() } else { format!(" ({} go on from it)", by.join(", ")) };
                 let advice = format!(
-                    "two runs say different things of this one: a cloned machine or a copied state directory uses the \
-                     name {agent}. Stop the clone, give it a name and an empty state directory of its own, and abandon \
-                     the clone's run: {}",
-                    abandon(&origin, "")
+                    "two runs say different things of this one{runs}: a cloned machine or a copied state directory uses \
+                     the name {agent}. Stop the clone, give it a name and an empty state directory of its own, and \
+                     abandon the run of the clone, not that of the original: `catchment-collector seal abandon --agent \
+                     {agent} --origin RUN --reason TEXT`"
                 );
                 (GapReason::Contradicted, advice)
             }
@@ -120,7 +122,7 @@ impl Wait {
         match trouble {
             Trouble::Missing { seqs, from } => (wait.missing, wait.missing_from) = (seqs.clone(), *from),
             Trouble::NoOpen => wait.missing.insert_range(0, 1),
-            Trouble::Restored(_) | Trouble::Contradicted => {}
+            Trouble::Restored(_) | Trouble::Contradicted(_) => {}
         }
         wait
     }

@@ -84,8 +84,9 @@ pub(super) async fn now(mut site: Site, now: &Now, print: impl Fn(&str)) -> anyh
     let mut solo = begin(&site).await?;
     let sealed = seal_by(&mut solo, &site, &key, now, &by, &dataset).await;
     let ended = solo.view().clone();
-    solo.end().await?;
+    let end = solo.end().await;
     outcome.record = Some(sealed?);
+    end?;
     if let Some(sealed) = ended.partitions().sealed(&key) {
         outcome.what = format!("sealed {key}: {}", text(&key, sealed).message);
     }
@@ -206,9 +207,11 @@ pub(super) async fn forget(site: Site, forget: &Forget, print: impl Fn(&str)) ->
         what_forget_does(view, agent)?;
         Ok(Action::Forget(wire::Forget { agent: agent.to_string(), reason: reason.clone() }))
     });
-    let forgotten = forgotten.await;
-    solo.end().await?;
-    say(&Outcome { record: Some(forgotten?), what: format!("forgot {said}"), missing: Vec::new() }, how, print)
+    let n = forgotten.await;
+    let end = solo.end().await;
+    let n = n?;
+    end?;
+    say(&Outcome { record: Some(n), what: format!("forgot {said}"), missing: Vec::new() }, how, print)
 }
 
 fn what_forget_does(view: &View, agent: &AgentName) -> Result<String, String> {
@@ -256,9 +259,11 @@ pub(super) async fn abandon(site: Site, abandon: &Abandon, print: impl Fn(&str))
             reason: format!("{} ({})", abandon.reason, user()),
         }))
     });
-    let abandoned = abandoned.await;
-    solo.end().await?;
-    say(&Outcome { record: Some(abandoned?), what: format!("abandoned {said}"), missing: Vec::new() }, how, print)
+    let n = abandoned.await;
+    let end = solo.end().await;
+    let n = n?;
+    end?;
+    say(&Outcome { record: Some(n), what: format!("abandoned {said}"), missing: Vec::new() }, how, print)
 }
 
 fn what_abandon_does(

@@ -4,6 +4,8 @@
 //!
 //! `SEAL_MODEL_SEED=17` runs one history again and shows it (with `--nocapture`), `SEAL_MODEL_SEEDS=5000` that many.
 
+#![expect(clippy::print_stderr, reason = "a history that fails must be found again")]
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::*;

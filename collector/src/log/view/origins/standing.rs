@@ -17,6 +17,9 @@ use proto::intervals::IntervalSet;
 use super::{AgentRow, Begin, OriginRow, complement, past_end};
 use crate::ledger::Committed;
 
+/// Runs that are named of one that is contradicted.
+const NAMED_RUNS: usize = 4;
+
 /// What stands in the way of an agent's marks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
@@ -29,8 +32,8 @@ pub enum Trouble {
     },
     /// Its state directory was restored or copied from one whose newest origin was this.
     Restored(Origin),
-    /// Two ends, or a seq at or above one.
-    Contradicted,
+    /// Two ends, or a seq at or above one. These runs say where it ended.
+    Contradicted(Vec<Origin>),
     /// Its open says nothing that can be read: it was quarantined.
     NoOpen,
 }
@@ -261,13 +264,19 @@ impl<'a> Judge<'a> {
             return None;
         }
         match self.end_of(origin) {
-            End::Contradicted => Some(Trouble::Contradicted),
+            End::Contradicted => Some(self.contradicted(origin)),
             End::At(end) => {
                 let seqs = complement(Some(&row.settled(self.seqs(origin))), end);
                 (!seqs.is_empty()).then_some(Trouble::Missing { seqs, from: None })
             }
             End::Unknown => Some(self.open_ended(origin, row)),
         }
+    }
+
+    fn contradicted(&self, origin: Origin) -> Trouble {
+        let names = |row: &OriginRow| matches!(row.begin, Begin::After { origin: named, .. } if named == origin);
+        let by = self.row.origins.iter().filter(|(_, row)| names(row)).map(|(by, _)| *by);
+        Trouble::Contradicted(by.take(NAMED_RUNS).collect())
     }
 
     fn open_ended(&self, origin: Origin, row: &OriginRow) -> Trouble {
@@ -320,7 +329,7 @@ impl<'a> Judge<'a> {
             };
             if !seen.insert(at) {
                 // Two opens that name each other: nobody who keeps the protocol writes them.
-                break Chain { trouble: Some((at, Trouble::Contradicted)), ..Chain::default() };
+                break Chain { trouble: Some((at, self.contradicted(at))), ..Chain::default() };
             }
             way.push((at, row));
             match row.begin {
@@ -342,7 +351,7 @@ impl<'a> Judge<'a> {
         let abandoned = row.is_abandoned();
         let contradicted = self.end_of(origin) == End::Contradicted && !abandoned;
         let own = match row.begin {
-            _ if contradicted => Some((origin, Trouble::Contradicted)),
+            _ if contradicted => Some((origin, self.contradicted(origin))),
             Begin::Restored { from } if !abandoned && !self.is_abandoned(from) => {
                 Some((origin, Trouble::Restored(from)))
             }
