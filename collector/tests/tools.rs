@@ -349,8 +349,8 @@ async fn staged_files_of_committed_records_are_finished_when_that_is_asked_for()
     let file = below(root, "d", ".log").remove(0);
     let (_, said) = tool(root, &["log", "show", "--json"]).await;
     let json: Value = serde_json::from_str(&said).unwrap();
-    let named = json["records"].as_array().unwrap().iter().flat_map(|record| record["files"].as_array().unwrap());
-    let named = named.filter(|named| file.ends_with(named["final"].as_str().unwrap())).next().unwrap();
+    let mut named = json["records"].as_array().unwrap().iter().flat_map(|record| record["files"].as_array().unwrap());
+    let named = named.find(|named| file.ends_with(named["final"].as_str().unwrap())).unwrap();
     let staged = root.join(named["staged"].as_str().unwrap());
     std::fs::create_dir_all(staged.parent().unwrap()).unwrap();
     std::fs::rename(&file, &staged).unwrap();
@@ -361,6 +361,35 @@ async fn staged_files_of_committed_records_are_finished_when_that_is_asked_for()
     let (code, said) = tool(root, &["log", "replay", "--finish"]).await;
     assert!(code == 0 && said.contains("brought: ") && file.exists(), "{said}");
     assert!(whole == snapshot(root));
+}
+
+/// Adds a record of two more agents: batch 2 of web-2 is missing; of web-3 an event is.
+fn add_agents(root: &Path) {
+    let cover = |agent: &str, mark_seq: u64| {
+        let Kind::Mark(mark) = mark(&[(Some(HOUR), 4, 0)]) else { unreachable!() };
+        let count =
+            wire::EventCount { dataset: "d".into(), event_hour: Some(HOUR), published: 3, ..Default::default() };
+        wire::OriginCover {
+            agent: agent.into(),
+            origin: origin().to_bytes(),
+            data: Some(wire::IntervalSet { bounds: vec![1, 2] }),
+            opens: vec![wire::SeqOpen { seq: 0, open: Some(wire::Open::default()) }],
+            marks: vec![wire::SeqMark { seq: mark_seq, mark: Some(mark) }],
+            counts: vec![count],
+            ..Default::default()
+        }
+    };
+    let publish = wire::Publish { files: vec![], covers: vec![cover("web-2", 3), cover("web-3", 2)] };
+    let record = wire::CommitRecord {
+        format: 1,
+        commit_id: vec![9; 16].into(),
+        incarnation: "col-2-20261121T000000Z-00000000".into(),
+        collector: "col-2".into(),
+        time_unix_ms: 1_763_700_200_000,
+        action: Some(wire::commit_record::Action::Publish(publish)),
+    };
+    let n = below(root, "_catchment/commits", "").len() as u64;
+    std::fs::write(root.join(commit(n)), proto::record::encode_record(&record)).unwrap();
 }
 
 #[tokio::test]
@@ -387,6 +416,15 @@ async fn the_audit_closes_says_what_is_open_and_whom_to_ask() {
     assert_eq!(code, 0, "open rows are no findings");
     let (_, said) = tool(root, &["audit", "--since", "3650d", "--agent", "web-2"]).await;
     assert!(said.contains("0 rows close"), "{said}");
+
+    add_agents(root);
+    let (code, said) = tool(root, &["audit", "--since", "3650d", "--agent", "web-2"]).await;
+    assert!(code == 0 && said.contains("web-2 d 2024-10-04T07:00:00.000Z: open"), "{said}");
+    assert!(said.contains(&format!("ASK web-2: run {}, batches 2 are not in the log", origin())), "{said}");
+    assert!(said.contains("on web-2: `catchment-edge-agent outbox show`"), "{said}");
+    let (code, said) = tool(root, &["audit", "--since", "3650d"]).await;
+    assert!(code == 1 && said.contains("web-3 d 2024-10-04T07:00:00.000Z: DOES NOT CLOSE"), "{said}");
+    assert!(said.contains("1 do not close"), "{said}");
 }
 
 #[tokio::test]
@@ -443,4 +481,5 @@ async fn dead_letters_and_quarantine_are_shown_and_replayed_once() {
 async fn the_store_of_the_examples() {
     let root = PathBuf::from(std::env::var_os("STORE").expect("STORE names an empty directory"));
     store(&root).await;
+    add_agents(&root);
 }

@@ -182,7 +182,7 @@ impl Agent {
             missing,
             last_mark: last_mark.clone(),
             what_to_do: format!(
-                "on {agent}: `edge-agent outbox show`; if they are not there any more, `aggregator channel status` on the \
+                "on {agent}: `catchment-edge-agent outbox show`; if they are not there any more, `catchment-aggregator channel status` on the \
                  aggregators it sends to"
             ),
         };
@@ -216,7 +216,11 @@ fn judge(row: &wire::AuditRow, agent: &Agent) -> (State, &'static str) {
     let settled = agent.mark_unix_ms.is_some_and(|at| at > row.last_change_unix_ms.saturating_add(MARK_AHEAD_MS));
     match under_way {
         _ if agent.abandoned => (State::DoesNotClose, "batches of this agent were abandoned: their events are lost"),
-        1.. => (State::DoesNotClose, "more was cut than came, and no batch is missing: report this"),
+        1.. => (
+            State::DoesNotClose,
+            "more was cut than came, and no batch is missing: look for one with an unreadable header in `quarantine show`, \
+             else report this",
+        ),
         _ if settled => {
             (State::DoesNotClose, "more came than any mark says was cut: a mark was lost, or a clone sends")
         }

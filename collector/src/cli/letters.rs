@@ -197,7 +197,9 @@ fn finish(
     let to = asked.to.display();
     let findings = match (walked, out) {
         (Err(error), out) => {
-            out.map(Output::take_back);
+            if let Some(out) = out {
+                out.take_back();
+            }
             return Err(error);
         }
         (Ok(findings), Some(out)) if lines == 0 => {

@@ -220,7 +220,9 @@ async fn replay(site: &Site, asked: &Replay, print: impl Fn(&str)) -> anyhow::Re
     let findings = match walked {
         Ok(findings) => findings,
         Err(error) => {
-            out.map(Output::take_back);
+            if let Some(out) = out {
+                out.take_back();
+            }
             return Err(error);
         }
     };

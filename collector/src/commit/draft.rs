@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn group_key(seq: u64) -> GroupKey {
-        let kind = if seq % 3 == 0 { GroupKind::Quarantine } else { GroupKind::Data };
+        let kind = if seq.is_multiple_of(3) { GroupKind::Quarantine } else { GroupKind::Data };
         let dataset = (kind == GroupKind::Data).then(|| DatasetName::new("d").unwrap());
         GroupKey { kind, dataset, partition: Partition::new(1 + (seq % 2) as i32, None).unwrap() }
     }

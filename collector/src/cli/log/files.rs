@@ -53,7 +53,7 @@ pub(super) struct Looked {
 
 impl Named {
     /// Takes what a checkpoint names: the files of open partitions.
-    pub fn from_view(&mut self, n: u64, view: &View) {
+    pub fn checkpoint(&mut self, n: u64, view: &View) {
         for (key, _, open) in view.partitions().open() {
             for file in open.files.values() {
                 let path = format!("{}/{}", key.dir(), file.name);

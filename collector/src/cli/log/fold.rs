@@ -106,7 +106,7 @@ impl Folded {
                     }
                 }
                 _ => {
-                    self.named.from_view(at, &view);
+                    self.named.checkpoint(at, &view);
                     self.view = Some(view);
                     "not_compared"
                 }
