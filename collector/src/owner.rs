@@ -137,7 +137,7 @@ impl Owner {
     pub async fn run(mut self, shutdown: Shutdown) -> Result<(), Stop> {
         let mut tick = tokio::time::interval(self.parts.tick);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut status = tokio::time::interval(STATUS_EVERY);
+        let mut status = tokio::time::interval(STATUS_EVERY.max(self.parts.tick));
         status.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut draining, mut open) = (false, true);
         while !self.drained && self.stopped.is_none() {
