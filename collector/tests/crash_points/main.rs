@@ -30,6 +30,7 @@ const RELEASE_AFTER: u64 = 150;
 /// From the start of the second run to the end, at least.
 const AFTER: u64 = 220;
 const LOG_RETENTION: u64 = 60;
+const RETIRE_AFTER: u64 = 40;
 /// No point: nothing goes wrong.
 const NEVER: u64 = u64::MAX;
 
@@ -52,7 +53,12 @@ struct Told {
 }
 
 async fn play(point: u64, mode: Mode, second_point: u64) -> Told {
-    let world = World::new();
+    play_with(point, mode, second_point, RETIRE_AFTER).await
+}
+
+async fn play_with(point: u64, mode: Mode, second_point: u64, retire_after: u64) -> Told {
+    let patient = retire_after > RETIRE_AFTER;
+    let world = World::new(retire_after);
     leave_a_ghost(&world).await;
     // One that is stopped must not be saved by its clock alone.
     let retention = if mode == Mode::Freeze { 100_000 } else { LOG_RETENTION };
@@ -79,9 +85,12 @@ async fn play(point: u64, mode: Mode, second_point: u64) -> Told {
         first.task.abort();
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut second = world.start("col-2", 2, LOG_RETENTION, Switch::new(second_point, Mode::CrashBefore));
+    // With patience records grow old enough to be cleaned before the one that is stopped is retired.
+    let retention = if patient { LOG_RETENTION / 3 } else { LOG_RETENTION };
+    let mut second = world.start("col-2", 2, retention, Switch::new(second_point, Mode::CrashBefore));
     if let Some(run) = zombie {
-        tokio::time::sleep(Duration::from_secs(RELEASE_AFTER)).await;
+        let after = if patient { retire_after - 30 } else { RELEASE_AFTER };
+        tokio::time::sleep(Duration::from_secs(after)).await;
         run.switch.release();
         tokio::time::sleep(Duration::from_secs(5)).await;
         run.shutdown.drain();
@@ -231,6 +240,17 @@ fn a_zombie_changes_nothing_and_says_why_it_stops() {
     }
 }
 
+/// Nobody retires it, but the log is cleaned: never past what it has read.
+#[test]
+fn a_run_that_is_stopped_holds_back_the_cleaning() {
+    let only = std::env::var("CATCHMENT_POINT").ok().and_then(|text| text.parse::<u64>().ok());
+    for point in (0..changes()).filter(|point| only.is_none_or(|only| only == *point)) {
+        let story = std::panic::AssertUnwindSafe(|| run(play_with(point, Mode::Freeze, NEVER, 130)));
+        let told = std::panic::catch_unwind(story).unwrap_or_else(|_| panic!("CATCHMENT_POINT={point}"));
+        assert_eq!(told.stop, None, "at {point}");
+    }
+}
+
 /// The run that finishes the work of the one before it ends itself at every change.
 #[test]
 fn whoever_cleans_up_may_end_as_well() {
@@ -243,7 +263,7 @@ fn whoever_cleans_up_may_end_as_well() {
 #[test]
 fn what_users_delete_blocks_nothing() {
     run(async {
-        let world = World::new();
+        let world = World::new(RETIRE_AFTER);
         let living = world.start("col-1", 1, LOG_RETENTION, Switch::new(NEVER, Mode::Lost));
         world.sleep_until(21).await;
         let (first, _) = world.store.files_below("d").into_iter().next().expect("it is published");

@@ -135,6 +135,7 @@ pub struct World {
     repeated: Mutex<BTreeSet<BatchId>>,
     metrics: Metrics,
     begun: Instant,
+    retire_after: u64,
 }
 
 /// A run under way.
@@ -146,7 +147,7 @@ pub struct Run {
 }
 
 impl World {
-    pub fn new() -> Arc<Self> {
+    pub fn new(retire_after: u64) -> Arc<Self> {
         Arc::new(Self {
             store: MemStore::new(7, Faults::default()),
             archive: Archive::default(),
@@ -155,6 +156,7 @@ impl World {
             repeated: Mutex::default(),
             metrics: Metrics::new(&common::telemetry::Telemetry::new("test").unwrap().meter()),
             begun: Instant::now(),
+            retire_after,
         })
     }
 
@@ -229,7 +231,7 @@ async fn live(
     let seconds = Duration::from_secs;
     settings.seal_every = seconds(2);
     let keep = &mut settings.housekeeping;
-    (keep.heartbeat, keep.retire_after) = (seconds(10), seconds(40));
+    (keep.heartbeat, keep.retire_after) = (seconds(10), seconds(world.retire_after));
     (keep.log_retention, keep.horizon, keep.every) = (seconds(log_retention), seconds(120), seconds(10));
     let mut ids = Seeded(SmallRng::seed_from_u64(seed ^ 0x55));
     let ids: collector::coordinator::IdSource = Box::new(move || ids.random());
