@@ -50,7 +50,7 @@ struct Sums {
 
 pub(super) async fn verify(site: &Site, asked: &Verify, print: impl Fn(&str)) -> anyhow::Result<usize> {
     let store = &*site.store;
-    let mut folded = fold::fold(store, &site.url, None).await?;
+    let mut folded = fold(site, None).await?;
     let mut looked = folded.named.look(store, asked.checksums, site.retention).await?;
     if !looked.findings.is_empty() && later(store, &mut folded).await? {
         // A record that came meanwhile may have replaced what was found missing.
@@ -62,9 +62,15 @@ pub(super) async fn verify(site: &Site, asked: &Verify, print: impl Fn(&str)) ->
 }
 
 pub(super) async fn replay(site: &Site, asked: &Replay, print: impl Fn(&str)) -> anyhow::Result<usize> {
-    let folded = fold::fold(&*site.store, &site.url, asked.to).await?;
+    let folded = fold(site, asked.to).await?;
     let view = folded.view.as_ref().map(sums);
     finish(site, folded, None, view, Vec::new(), asked.json, print)
+}
+
+/// What a collector frees between two listings looks like damage once, and not twice.
+async fn fold(site: &Site, to: Option<u64>) -> anyhow::Result<Folded> {
+    let folded = fold::fold(&*site.store, &site.url, to).await?;
+    if folded.findings.is_empty() { Ok(folded) } else { fold::fold(&*site.store, &site.url, to).await }
 }
 
 /// Takes records that were written since; false if there are none.
