@@ -1,0 +1,203 @@
+//! What lies in the destination, read from its files: sizes by day, and at the end whether all of it is as the judge
+//! says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use proto::record::{decode_checkpoint, decode_record};
+
+use crate::agents::{HOUR, HOURLY};
+use crate::oracle::Place;
+use crate::world::{SLOTS, World};
+
+/// Retention, and what a checkpoint, a dead run and the next look may take.
+const KEPT_HOURS: i64 = 24 + 6;
+
+/// How much there is.
+#[derive(Debug, Clone, Default)]
+pub struct Size {
+    day: i64,
+    objects: u64,
+    records: u64,
+    staging: u64,
+    staged: u64,
+    checkpoint_bytes: u64,
+    origins: usize,
+    agents: usize,
+    open: usize,
+    sealed: usize,
+    audit: usize,
+    rss_kib: u64,
+    oldest_hours: i64,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "day {:>2}: {} objects ({} records, the oldest of {} h, {} runs with {} files), checkpoint {} bytes: {} origins, {} agents, \
+             {} open and {} sealed partitions, {} audit rows; {} KiB resident with the judge",
+            self.day + 1,
+            self.objects,
+            self.records,
+            self.oldest_hours,
+            self.staging,
+            self.staged,
+            self.checkpoint_bytes,
+            self.origins,
+            self.agents,
+            self.open,
+            self.sealed,
+            self.audit,
+            self.rss_kib
+        )
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn count(dir: &Path) -> u64 {
+    let inner = |name: &String| if dir.join(name).is_dir() { count(&dir.join(name)) } else { 0 };
+    names(dir).iter().map(|name| 1 + inner(name)).sum()
+}
+
+impl Size {
+    pub fn of(root: &Path, day: i64, now: i64) -> Self {
+        let ours = root.join("_catchment");
+        let staging = names(&ours.join("staging"));
+        let records = names(&ours.join("commits"));
+        let oldest = std::fs::read(ours.join("commits").join(&records[0])).unwrap();
+        let mut size = Self {
+            day,
+            oldest_hours: (now - decode_record(&oldest).unwrap().time_unix_ms) / HOUR,
+            objects: count(&ours),
+            records: records.len() as u64,
+            staging: staging.len() as u64,
+            staged: count(&ours.join("staging")) - staging.len() as u64,
+            ..Self::default()
+        };
+        if let Some(last) = names(&ours.join("checkpoints")).last() {
+            let bytes = std::fs::read(ours.join("checkpoints").join(last)).unwrap();
+            let checkpoint = decode_checkpoint(&bytes).unwrap();
+            size.checkpoint_bytes = bytes.len() as u64;
+            (size.origins, size.agents) = (checkpoint.origins.len(), checkpoint.agents.len());
+            size.sealed = checkpoint.partitions.iter().filter(|row| row.seal.is_some()).count();
+            size.open = checkpoint.partitions.len() - size.sealed;
+            size.audit = checkpoint.audit.len();
+        }
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        size.rss_kib = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4;
+        size
+    }
+
+    /// No record is older than it may be: a checkpoint covers it, and each run that exists has read past it.
+    pub fn is_clean(&self) {
+        assert!(self.oldest_hours < KEPT_HOURS, "records are kept for too long: {self}");
+    }
+}
+
+/// From the end of the second week on nothing grows by more than a tenth.
+pub fn flat(weeks: &[Size]) {
+    let [_, second, _, fourth] = weeks else { return };
+    println!("week 2: {second}\nweek 4: {fourth}");
+    let grown = |then: u64, now: u64| now > then + then / 10;
+    assert!(!grown(second.objects, fourth.objects), "objects below _catchment/ grow");
+    assert!(!grown(second.origins as u64, fourth.origins as u64), "origins grow");
+    assert!(!grown(second.agents as u64, fourth.agents as u64), "agents grow");
+    assert!(!grown(second.checkpoint_bytes, fourth.checkpoint_bytes), "the checkpoint grows");
+}
+
+/// Everything is in its place, once, and every marker says so.
+pub fn the_end(world: &World) {
+    let oracle = &world.oracle;
+    assert_eq!(oracle.missing(), Vec::<&proto::ids::BatchId>::new(), "not in the log");
+    assert_eq!(world.held(), 0, "not answered");
+    let mut lines = BTreeSet::new();
+    let mut files = BTreeMap::new();
+    read_all(&world.root, "", &mut files);
+    let data = files.iter().filter(|(path, _)| !is_marker(path));
+    assert_eq!(data.clone().map(|(path, _)| path).collect::<Vec<_>>(), oracle.live.keys().collect::<Vec<_>>());
+    for (path, text) in data {
+        let dir = path.rsplit_once('/').unwrap().0.replacen("hourly_late/", "hourly/", 1);
+        assert_eq!(text.lines().count() as u64, oracle.live[path], "{path}");
+        for line in text.lines() {
+            assert!(line.starts_with(&format!("{dir} ")), "{path} holds {line}");
+            assert!(lines.insert(line.to_owned()), "{line} is published twice");
+        }
+    }
+    let events: u64 = oracle.places.values().map(|place| place.events + place.late_events).sum();
+    assert_eq!(lines.len() as u64, events, "events");
+    let mut delays = BTreeMap::new();
+    let mut markers: BTreeSet<&String> = files.keys().filter(|path| is_marker(path)).collect();
+    for (part, place) in &oracle.places {
+        let dir = part.dir();
+        let Some(sealed) = &place.sealed else { panic!("{dir} is not sealed") };
+        let name = format!("{dir}/{}", if sealed.complete { "_SUCCESS" } else { "_INCOMPLETE" });
+        let text = files.get(&name).unwrap_or_else(|| panic!("{name} is missing"));
+        marker(&dir, place, text, &oracle.live);
+        markers.retain(|marker| **marker != name);
+        *delays.entry(sealed.after_minutes / 10 * 10).or_insert(0) += 1;
+    }
+    assert!(markers.is_empty(), "markers that nobody asked for: {markers:?}");
+    println!("{} events; seals by minutes after the rule allows them: {delays:?}", lines.len());
+    let incomplete = oracle.places.values().filter(|place| place.sealed.as_ref().is_some_and(|seal| !seal.complete));
+    let late: u64 = oracle.places.values().map(|place| place.late_events).sum();
+    println!(
+        "{} partitions, {} incomplete, {late} late events; named: {:?}; {} deaths, {} sent again; records {:?}",
+        oracle.places.len(),
+        incomplete.count(),
+        oracle.named,
+        world.deaths,
+        world.resent,
+        oracle.records
+    );
+    clean(world);
+}
+
+fn is_marker(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with('_'))
+}
+
+fn marker(dir: &str, place: &Place, text: &str, live: &BTreeMap<String, u64>) {
+    let json: serde_json::Value = serde_json::from_str(text).unwrap();
+    let number = |key: &str| json[key].as_u64().unwrap_or_else(|| panic!("{dir}: {key} in {text}"));
+    let inside: Vec<_> = live.iter().filter(|(path, _)| path.starts_with(&format!("{dir}/"))).collect();
+    assert_eq!(number("events"), inside.iter().map(|(_, events)| **events).sum::<u64>(), "{dir}: {text}");
+    let appended = if dir.starts_with(HOURLY) { 0 } else { place.late_events };
+    assert_eq!(number("events"), place.events + appended, "{dir}: {text}");
+    assert_eq!(number("files"), inside.len() as u64, "{dir}: {text}");
+    assert_eq!((number("late_events"), number("late_files")), (place.late_events, place.late_files), "{dir}: {text}");
+    assert_eq!(number("seal"), place.number, "{dir}: {text}");
+    assert_eq!(json["complete"].as_bool(), place.sealed.as_ref().map(|seal| seal.complete), "{dir}");
+}
+
+fn read_all(root: &Path, dir: &str, files: &mut BTreeMap<String, String>) {
+    for name in names(&root.join(dir)) {
+        let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
+        if path == "_catchment" {
+            continue;
+        }
+        if root.join(&path).is_dir() {
+            read_all(root, &path, files);
+        } else {
+            files.insert(path.clone(), std::fs::read_to_string(root.join(&path)).unwrap());
+        }
+    }
+}
+
+/// Nothing is left of dead runs.
+fn clean(world: &World) {
+    let ours = world.root.join("_catchment");
+    let runs = names(&ours.join("staging"));
+    assert_eq!(runs.len(), SLOTS, "only those that live: {runs:?}");
+    for run in &runs {
+        let left = names(&ours.join("staging").join(run));
+        assert!(left.iter().all(|name| name.starts_with("seen-")) && left.len() <= 2, "{run}: {left:?}");
+    }
+}
