@@ -249,7 +249,7 @@ impl Site {
     }
 
     pub(super) fn now_unix_ms(&self) -> i64 {
-        jiff::Timestamp::now().as_millisecond()
+        common::clock::unix_ms()
     }
 }
 

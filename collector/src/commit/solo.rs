@@ -279,7 +279,7 @@ impl Source for System {
         rand::random()
     }
     fn unix_ms(&mut self) -> i64 {
-        jiff::Timestamp::now().as_millisecond()
+        common::clock::unix_ms()
     }
 }
 

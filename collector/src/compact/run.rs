@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
 use proto::wire;
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +46,7 @@ pub async fn run(
         partition: partition.clone(),
         inputs: plan.inputs() as u64,
         bytes: plan.bytes(),
-        since_unix_ms: Timestamp::now().as_millisecond(),
+        since_unix_ms: common::clock::unix_ms(),
         ..Running::default()
     });
     tracing::info!(partition, files = plan.inputs(), bytes = plan.bytes(), "compaction begins");
