@@ -41,6 +41,8 @@ pub struct Switch {
     mode: Mode,
     count: AtomicU64,
     dead: AtomicBool,
+    /// While it is set nothing gets into a partition.
+    pub refuses: AtomicBool,
     /// Notified at the k-th change if the process ends or stops there.
     pub struck: Notify,
     /// True while the process is stopped.
@@ -54,6 +56,7 @@ impl Switch {
             mode,
             count: AtomicU64::new(0),
             dead: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
             struck: Notify::new(),
             frozen: watch::channel(false).0,
         })
@@ -164,6 +167,10 @@ impl Store for FaultyStore {
     fn rename_new<'a>(&'a self, from: &'a str, to: &'a str) -> StoreFuture<'a, Renamed> {
         let (inner, source, target) = (self.inner.clone(), from.to_owned(), to.to_owned());
         let archive = Arc::clone(&self.archive);
+        if self.switch.refuses.load(Ordering::SeqCst) && to.starts_with("d/") {
+            let detail = "as the test says".into();
+            return Box::pin(async move { Err(StoreError::Unavailable { op: "rename", path: to.to_owned(), detail }) });
+        }
         Box::pin(self.change("rename", to, async move {
             let renamed = inner.rename_new(&source, &target).await?;
             if renamed == Renamed::Done && target.starts_with("_catchment/commits/") {

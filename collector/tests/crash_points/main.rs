@@ -287,3 +287,29 @@ fn what_users_delete_blocks_nothing() {
         assert_eq!(living.snapshot.borrow().unfinished_records, 0);
     });
 }
+
+/// What a dead run committed and did not publish stays in its directory for as long as it cannot be brought out of it.
+#[test]
+fn a_directory_is_kept_until_what_was_committed_is_out_of_it() {
+    for point in (15..90).step_by(2) {
+        run(async {
+            let world = World::new(RETIRE_AFTER);
+            leave_a_ghost(&world).await;
+            let first = world.start("col-1", 1, LOG_RETENTION, Switch::new(point, Mode::CrashAfter));
+            first.switch.struck.notified().await;
+            first.task.abort();
+            let switch = Switch::new(NEVER, Mode::Lost);
+            switch.refuses.store(true, std::sync::atomic::Ordering::SeqCst);
+            let second = world.start("col-2", 2, 1000, Arc::clone(&switch));
+            tokio::time::sleep(Duration::from_secs(RETIRE_AFTER * 4)).await;
+            // Nor does any checkpoint hide it from the next one.
+            second.task.abort();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let second = world.start("col-2", 3, LOG_RETENTION, Switch::new(NEVER, Mode::Lost));
+            world.sleep_until((world.now() + AFTER).max(DRAIN + AFTER)).await;
+            check::files_match_the_log(&world.store, &world.records());
+            assert_eq!(staging(&world.store).len(), 1, "at {point}");
+            assert!(!second.task.is_finished());
+        });
+    }
+}
