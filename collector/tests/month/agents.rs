@@ -92,6 +92,8 @@ pub struct Agent {
     run: Option<Run>,
     /// Its log was read up to here.
     read_to: i64,
+    /// What became of its events since its last mark.
+    audit: Vec<wire::AuditCount>,
 }
 
 /// How a run begins.
@@ -105,7 +107,7 @@ pub enum Start {
 
 impl Agent {
     pub fn new(name: &str, log_begins: i64) -> Self {
-        Self { name: AgentName::new(name).unwrap(), newest: None, run: None, read_to: log_begins }
+        Self { name: AgentName::new(name).unwrap(), newest: None, run: None, read_to: log_begins, audit: Vec::new() }
     }
 
     pub fn runs(&self) -> bool {
@@ -159,7 +161,9 @@ impl Agent {
         }
         if mark {
             self.run.as_mut().unwrap().next_mark = now + MARK_EVERY;
-            self.append(Kind::Mark(wire::Mark { at_unix_ms: now, ..Default::default() }), String::new(), None);
+            let audit = self.audit();
+            let mark = wire::Mark { at_unix_ms: now, audit, ..Default::default() };
+            self.append(Kind::Mark(mark), String::new(), None);
         }
     }
 
@@ -200,14 +204,27 @@ impl Agent {
             source: "s".into(),
             ..Default::default()
         };
+        let event_hour = Some(at.div_euclid(HOUR));
+        let dataset = dataset.to_owned();
+        self.audit.push(wire::AuditCount {
+            dataset,
+            event_hour,
+            read: events,
+            published: events,
+            ..Default::default()
+        });
         self.append(Kind::Data(data), payload, Some((part, events)));
+    }
+
+    fn audit(&mut self) -> Option<wire::Audit> {
+        Some(wire::Audit { counts: std::mem::take(&mut self.audit) })
     }
 
     /// An orderly end; its log is read to the end first.
     pub fn close(&mut self, left: bool, now: i64, rng: &mut SmallRng) {
         self.chunk(now, rng);
         self.read_to = now;
-        let close = wire::Close { left, at_unix_ms: now, ..Default::default() };
+        let close = wire::Close { left, at_unix_ms: now, audit: self.audit(), ..Default::default() };
         self.append(Kind::Close(close), String::new(), None);
         self.newest.as_mut().unwrap().left = left;
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
-use proto::record::{decode_checkpoint, decode_record};
+use proto::record::{decode_checkpoint, decode_record, parse_number};
 
 use crate::agents::{HOUR, HOURLY};
 use crate::oracle::Place;
@@ -122,7 +122,8 @@ pub fn the_end(world: &World) {
     let mut files = BTreeMap::new();
     read_all(&world.root, "", &mut files);
     let data = files.iter().filter(|(path, _)| !is_marker(path));
-    assert_eq!(data.clone().map(|(path, _)| path).collect::<Vec<_>>(), oracle.live.keys().collect::<Vec<_>>());
+    let there: Vec<_> = oracle.live.keys().filter(|path| !oracle.removed.contains(*path)).collect();
+    assert_eq!(data.clone().map(|(path, _)| path).collect::<Vec<_>>(), there);
     for (path, text) in data {
         let dir = path.rsplit_once('/').unwrap().0.replacen("hourly_late/", "hourly/", 1);
         assert_eq!(text.lines().count() as u64, oracle.live[path], "{path}");
@@ -132,15 +133,21 @@ pub fn the_end(world: &World) {
         }
     }
     let events: u64 = oracle.places.values().map(|place| place.events + place.late_events).sum();
-    assert_eq!(lines.len() as u64, events, "events");
+    let gone: u64 = oracle.live.iter().filter(|(path, _)| oracle.removed.contains(*path)).map(|(_, n)| n).sum();
+    assert_eq!(lines.len() as u64 + gone, events, "events");
     let mut delays = BTreeMap::new();
     let mut markers: BTreeSet<&String> = files.keys().filter(|path| is_marker(path)).collect();
     for (part, place) in &oracle.places {
         let dir = part.dir();
         let Some(sealed) = &place.sealed else { panic!("{dir} is not sealed") };
         let name = format!("{dir}/{}", if sealed.complete { "_SUCCESS" } else { "_INCOMPLETE" });
-        let text = files.get(&name).unwrap_or_else(|| panic!("{name} is missing"));
-        marker(&dir, place, text, &oracle.live);
+        match files.get(&name) {
+            Some(text) => marker(&dir, place, text, &oracle.live),
+            // Its directory was removed, before or after.
+            None => {
+                assert!(oracle.removed.iter().any(|path| path.starts_with(&format!("{dir}/"))), "{name} is missing")
+            }
+        }
         markers.retain(|marker| **marker != name);
         *delays.entry(sealed.after_minutes / 10 * 10).or_insert(0) += 1;
     }
@@ -158,6 +165,19 @@ pub fn the_end(world: &World) {
         oracle.records
     );
     clean(world);
+}
+
+/// What lies in the partitions: files, and markers.
+pub fn published(root: &Path) -> Vec<String> {
+    let mut files = BTreeMap::new();
+    read_all(root, "", &mut files);
+    files.into_keys().collect()
+}
+
+/// The highest checkpoint.
+pub fn checkpoint(root: &Path) -> u64 {
+    let last = names(&root.join("_catchment/checkpoints")).pop();
+    last.and_then(|name| parse_number(&name)).unwrap_or(0)
 }
 
 fn is_marker(path: &str) -> bool {

@@ -178,10 +178,7 @@ impl Month {
 
 async fn play(seed: u64, days: i64) {
     let root = tempfile::tempdir().unwrap();
-    let world = World::new(root.path(), seed, PATIENCE);
-    let rng = SmallRng::seed_from_u64(seed ^ 0x1234);
-    let mut month = Month { world, agents: BTreeMap::new(), deeds: BTreeMap::new(), rng, last: BTreeMap::new() };
-    month.plan_month(days);
+    let mut month = Month::new(root.path(), seed, days);
     let mut weeks = Vec::new();
     for day in 0..days {
         let (slot, at) = (month.rng.random_range(0..SLOTS), month.rng.random_range(0..24 * 60));
@@ -198,17 +195,78 @@ async fn play(seed: u64, days: i64) {
             weeks.push(size);
         }
     }
-    // All go home, and everything that is open is sealed.
-    month.deeds.clear();
-    let names: Vec<String> = month.agents.keys().cloned().collect();
-    for name in names {
-        month.deed(&name, Deed::Close { left: true }).await;
-    }
-    for _ in 0..34 * 60 {
-        month.minute().await;
-    }
+    month.home().await;
     check::the_end(&month.world);
     check::flat(&weeks);
+}
+
+impl Month {
+    fn new(root: &std::path::Path, seed: u64, days: i64) -> Self {
+        let world = World::new(root, seed, PATIENCE);
+        let rng = SmallRng::seed_from_u64(seed ^ 0x1234);
+        let mut month = Self { world, agents: BTreeMap::new(), deeds: BTreeMap::new(), rng, last: BTreeMap::new() };
+        month.plan_month(days);
+        month
+    }
+
+    /// All agents leave, and everything that is open is sealed.
+    async fn home(&mut self) {
+        self.deeds.clear();
+        let names: Vec<String> = self.agents.keys().cloned().collect();
+        for name in names {
+            self.deed(&name, Deed::Close { left: true }).await;
+        }
+        for _ in 0..34 * 60 {
+            self.minute().await;
+        }
+    }
+
+    /// Published files belong to their users: they remove one, with its marker or alone, or a whole partition.
+    fn users(&mut self) {
+        let there = check::published(&self.world.root);
+        if there.is_empty() {
+            return;
+        }
+        let path = &there[self.rng.random_range(0..there.len())];
+        let dir = path.rsplit_once('/').unwrap().0;
+        let whole = self.rng.random_bool(0.3);
+        let gone: Vec<String> = there
+            .iter()
+            .filter(|other| *other == path || whole && other.starts_with(&format!("{dir}/")))
+            .cloned()
+            .collect();
+        // What lies under a day's directory may be hours.
+        if whole && !gone.is_empty() {
+            std::fs::remove_dir_all(self.world.root.join(dir)).unwrap();
+        } else {
+            std::fs::remove_file(self.world.root.join(path)).unwrap();
+        }
+        self.world.oracle.removed.extend(gone);
+    }
+}
+
+/// Users remove files, markers and whole partitions: each is named once, and seals, checkpoints and cleaning go on.
+#[test]
+fn what_users_remove_blocks_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    runtime.block_on(async {
+        let mut month = Month::new(root.path(), 7, 2);
+        month.deeds.retain(|_, (name, _)| name.starts_with("web-") || name.starts_with("pod-"));
+        for minute in 0..48 * 60 {
+            if minute % 37 == 0 {
+                month.users();
+            }
+            month.minute().await;
+        }
+        month.home().await;
+        check::the_end(&month.world);
+        let oracle = &month.world.oracle;
+        println!("{} removed, {} of them named in records", oracle.removed.len(), oracle.reported);
+        assert!(oracle.reported > 0 && oracle.removed.len() > 40);
+        assert!(check::checkpoint(root.path()) + 128 > oracle.next, "checkpoints go on");
+    });
+    runtime.shutdown_background();
 }
 
 #[test]

@@ -102,6 +102,10 @@ pub struct Oracle {
     pub places: BTreeMap<Part, Place>,
     /// Published files that were not replaced: events in them.
     pub live: BTreeMap<String, u64>,
+    /// Files and markers that users removed.
+    pub removed: BTreeSet<String>,
+    /// Of those, files that a record names as missing.
+    pub reported: u64,
     /// How long a seal may take after it may be written.
     pub patience: i64,
     /// Names of those that are named in an incomplete seal.
@@ -119,6 +123,8 @@ impl Oracle {
             who: BTreeMap::new(),
             places: BTreeMap::new(),
             live: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            reported: 0,
             patience,
             named: BTreeSet::new(),
             records: BTreeMap::new(),
@@ -260,7 +266,13 @@ impl Oracle {
         let taken: u64 = compact.replaced.iter().map(|path| self.live.remove(path).expect("it is there")).sum();
         let given: u64 = compact.files.iter().map(|file| file.events).sum();
         assert_eq!(taken, given, "record {n} compacts {}", part.dir());
-        assert!(compact.files.len() < compact.replaced.len() && compact.missing.is_empty());
+        assert!(compact.files.len() < compact.replaced.len() || compact.replaced.is_empty());
+        for path in &compact.missing {
+            assert!(self.removed.contains(path), "nobody removed {path}");
+            let events = self.live.remove(path).expect("it is reported once");
+            self.places.get_mut(&part).unwrap().events -= events;
+            self.reported += 1;
+        }
         self.live.extend(compact.files.iter().map(|file| (file.r#final.clone(), file.events)));
     }
 
