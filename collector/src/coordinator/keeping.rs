@@ -186,6 +186,12 @@ impl Coordinator {
         if !self.keeper.expiry_due(now.instant) {
             return None;
         }
+        if let Some(agent) = self.keeper.forget_due(expiry::silent(&self.view), now.instant) {
+            tracing::warn!(%agent, "no record of this agent for a week, it is forgotten: no partition waits for it");
+            self.keeper.expire_more(now.instant);
+            let reason = "no record of it for a week".into();
+            return Some(Said::Forget(wire::Forget { agent: agent.to_string(), reason }));
+        }
         let expire = expiry::due(&self.view, self.keeper.limits().horizon, now.unix_ms)?;
         tracing::info!(origins = expire.origins.len(), sets = expire.expired_sets.len(), "origins expire");
         self.keeper.expire_more(now.instant);

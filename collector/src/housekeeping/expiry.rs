@@ -1,11 +1,13 @@
-//! Which origins expire: complete or abandoned ones, a horizon after their last commit. Pure.
+//! Which origins expire: complete or abandoned ones, a horizon after their last commit; and which agents are forgotten.
+//! Pure.
 //!
 //! Only a record of the log lets an origin go, never a checkpoint: from that record on its leftovers are quarantined as
 //! expired, and never make it known again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use proto::ids::Origin;
+use proto::ids::{AgentName, Origin};
 use proto::wire;
 
 use crate::ledger::OriginKey;
@@ -14,6 +16,23 @@ use crate::log::view::origins::standing;
 
 /// Origins and expired sets in one record, each.
 const AT_ONCE: usize = 4000;
+
+/// An agent without any record for so long is forgotten.
+const FORGET_AFTER_MS: i64 = 7 * 24 * 3_600_000;
+
+/// Agents that partitions wait for and that wrote nothing for a week in which others did: while the destination is
+/// down, or nothing comes in at all, nobody is silent.
+pub fn silent(view: &View) -> BTreeSet<AgentName> {
+    let newest = view.origins().agents().map(|(_, row)| row.last_record_unix_ms).max().unwrap_or(0);
+    let agents = view.origins().agents().filter(|(agent, row)| {
+        row.is_in_the_log()
+            && row.forgotten_unix_ms.is_none()
+            && !row.origins.is_empty()
+            && newest.saturating_sub(row.last_record_unix_ms) > FORGET_AFTER_MS
+            && !row.standing(agent, view.committed()).has_left()
+    });
+    agents.map(|(agent, _)| agent.clone()).collect()
+}
 
 /// What expires now; none if nothing does. `view` must have read the whole log, which the commit proves.
 pub fn due(view: &View, horizon: Duration, now_unix_ms: i64) -> Option<wire::Expire> {
@@ -55,7 +74,7 @@ pub fn due(view: &View, horizon: Duration, now_unix_ms: i64) -> Option<wire::Exp
 
 #[cfg(test)]
 mod tests {
-    use proto::ids::{AgentName, BatchId};
+    use proto::ids::BatchId;
     use proto::intervals::IntervalSet;
     use proto::wire::commit_record::Action;
 

@@ -1,7 +1,10 @@
 //! What is due besides commits: showing a sign of life, looking at the others, cleaning, expiry, retention. Pure: what
 //! listings showed and the time go in, what to do next comes out; the coordinator owns it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+use proto::ids::AgentName;
 
 use super::life::{Life, Looked};
 use super::retention;
@@ -61,6 +64,8 @@ pub struct Keeper {
     next_expiry: Instant,
     next_retention: Instant,
     leftovers: Vec<String>,
+    /// Agents that wrote nothing for long, and since when this run sees that.
+    silent: BTreeMap<AgentName, Instant>,
 }
 
 impl Keeper {
@@ -77,6 +82,7 @@ impl Keeper {
             next_expiry: now + limits.heartbeat,
             next_retention: now + limits.heartbeat,
             leftovers: Vec::new(),
+            silent: BTreeMap::new(),
         }
     }
 
@@ -189,6 +195,15 @@ impl Keeper {
         self.next_expiry = now;
     }
 
+    /// Takes all agents that wrote nothing for long; the one that is to be forgotten now. Only after a while: when a
+    /// destination comes back after days, its agents do not all write in the same moment.
+    pub fn forget_due(&mut self, mut silent: BTreeSet<AgentName>, now: Instant) -> Option<AgentName> {
+        self.silent.retain(|agent, _| silent.remove(agent));
+        self.silent.extend(silent.into_iter().map(|agent| (agent, now)));
+        let long = |since: &Instant| now.saturating_duration_since(*since) >= self.limits.every;
+        self.silent.iter().find(|(_, since)| long(since)).map(|(agent, _)| agent.clone())
+    }
+
     /// What is too old now, if it is time to delete it.
     pub fn retention_due(&mut self, now: Instant, unix_ms: i64) -> Option<retention::Limits> {
         if now < self.next_retention {
@@ -206,9 +221,19 @@ impl Keeper {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+
+    #[test]
+    fn an_agent_is_forgotten_when_it_stays_silent() {
+        let now = Instant::now();
+        let limits = Limits::new(&HousekeepingConfig::default());
+        let mut keeper = Keeper::new("a", limits, Seen::default(), now);
+        let all = |names: &[&str]| names.iter().map(|name| AgentName::new(name).unwrap()).collect::<BTreeSet<_>>();
+        assert_eq!(keeper.forget_due(all(&["a", "b"]), now), None, "they may come in a moment");
+        let later = now + limits.every;
+        assert_eq!(keeper.forget_due(all(&["b", "c"]), later), Some(AgentName::new("b").unwrap()));
+        assert_eq!(keeper.forget_due(all(&["a", "c"]), later), None, "what came back begins anew");
+    }
 
     #[test]
     fn a_sign_is_renewed_every_heartbeat_one_at_a_time() {

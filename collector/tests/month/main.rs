@@ -94,17 +94,26 @@ impl Month {
     fn plan_accidents(&mut self, days: i64) {
         // A shorter month has the same accidents, sooner after one another.
         let on = |day: i64, hour: i64| (day * days / 30).max(1) * DAY + hour * HOUR;
-        for name in ["gone-1", "gone-2", "gone-3", "gone-4", "wiped-1", "copy-1"] {
+        for name in ["gone-1", "gone-2", "gone-3", "gone-4", "gone-5", "wiped-1", "wiped-2", "copy-1"] {
             self.plan(HOUR, name, Deed::Start(Start::Plain));
         }
         self.plan(on(8, 11), "gone-1", Deed::Crash);
         self.plan(on(8, 11) + 30 * HOUR, "gone-1", Deed::Forget);
+        // Nobody says anything of this one: after a week it is forgotten.
+        self.plan(on(19, 3), "gone-5", Deed::Crash);
         for (name, at, hours) in [("gone-2", on(3, 14), 3), ("gone-3", on(11, 9), 9), ("gone-4", on(18, 15), 40)] {
             self.plan(at, name, Deed::Crash);
             self.plan(at + hours * HOUR, name, Deed::Start(Start::Plain));
         }
         self.plan(on(6, 10), "wiped-1", Deed::Close { left: true });
         self.plan(on(6, 11), "wiped-1", Deed::StartAnew);
+        // It had left, and its new run is waited for all the same.
+        self.plan(on(7, 9), "wiped-1", Deed::Crash);
+        self.plan(on(7, 16), "wiped-1", Deed::Start(Start::Plain));
+        // It had not left: its old run is waited for until somebody gives it up.
+        self.plan(on(22, 9), "wiped-2", Deed::Crash);
+        self.plan(on(22, 10), "wiped-2", Deed::StartAnew);
+        self.plan(on(22, 22), "wiped-2", Deed::Abandon);
         self.plan(on(13, 8), "copy-1", Deed::Crash);
         self.plan(on(13, 9), "copy-1", Deed::Start(Start::Restored));
         self.plan(on(13, 19), "copy-1", Deed::Abandon);
@@ -126,7 +135,7 @@ impl Month {
                 agent.start(how, now, &mut self.rng);
             }
             Deed::StartAnew => {
-                agent.newest = None;
+                self.last.extend(agent.newest.take().map(|newest| (name.to_owned(), newest.origin)));
                 agent.start(Start::Plain, now, &mut self.rng);
             }
             Deed::Close { left } if agent.runs() => {
