@@ -6,6 +6,8 @@
 //! `CATCHMENT_DAYS=<n>` sets its length. It makes many small files: a temporary directory in memory (`TMPDIR`) makes it
 //! several times faster.
 
+#![allow(clippy::print_stdout, reason = "the numbers of a month are read by people")]
+
 mod agents;
 mod check;
 mod oracle;

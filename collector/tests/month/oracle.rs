@@ -370,7 +370,7 @@ fn word(who: &Who) -> Option<i64> {
         let previous = run.open.as_ref().and_then(|open| open.previous.as_ref());
         named.extend(previous.map(|previous| previous.origin.to_vec()));
     }
-    let leaves = who.runs.iter().filter(|(origin, run)| !named.contains(&origin.0.to_vec()) && !run.abandoned);
+    let leaves = who.runs.iter().filter(|(origin, run)| !named.contains(origin.0.as_slice()) && !run.abandoned);
     let words: Vec<i64> = leaves.map(|(origin, _)| leaf(who, *origin)).collect();
     if !words.is_empty() && words.iter().all(|word| *word == FOREVER) {
         return None;
