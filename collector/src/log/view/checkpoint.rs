@@ -15,9 +15,10 @@ use crate::ledger::{Committed, OriginKey};
 impl View {
     /// As a checkpoint that covers the records below [`View::next`].
     pub fn to_checkpoint(&self) -> wire::Checkpoint {
-        let origins = self.origins.agents.iter().flat_map(|(agent, row)| {
-            row.origins.iter().map(|(origin, state)| self.origin_out(agent, *origin, state))
-        });
+        let origins =
+            self.origins.agents.iter().flat_map(|(agent, row)| {
+                row.origins.iter().map(|(origin, state)| self.origin_out(agent, *origin, state))
+            });
         wire::Checkpoint {
             format: proto::FORMAT,
             next: self.next,
