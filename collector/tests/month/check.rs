@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
+use prost::Message;
 use proto::record::{decode_checkpoint, decode_record, parse_number};
 
 use crate::agents::{HOUR, HOURLY};
@@ -13,6 +14,9 @@ use crate::world::{SLOTS, World};
 
 /// Retention, and what a checkpoint, a dead run and the next look may take.
 const KEPT_HOURS: i64 = 24 + 6;
+
+/// Of a sealed partition, or the name of an agent, in a checkpoint.
+const ROW_BYTES: u64 = 250;
 
 /// How much there is.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +27,8 @@ pub struct Size {
     staging: u64,
     staged: u64,
     checkpoint_bytes: u64,
+    /// Without sealed partitions and names of agents.
+    moving_bytes: u64,
     origins: usize,
     agents: usize,
     open: usize,
@@ -36,7 +42,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "day {:>2}: {} objects ({} records, the oldest of {} h, {} runs with {} files), checkpoint {} bytes: {} origins, {} agents, \
+            "day {:>2}: {} objects ({} records, the oldest of {} h, {} runs with {} files), checkpoint {} bytes ({} moving): {} origins, {} agents, \
              {} open and {} sealed partitions, {} audit rows; {} KiB resident with the judge",
             self.day + 1,
             self.objects,
@@ -45,6 +51,7 @@ impl fmt::Display for Size {
             self.staging,
             self.staged,
             self.checkpoint_bytes,
+            self.moving_bytes,
             self.origins,
             self.agents,
             self.open,
@@ -84,12 +91,15 @@ impl Size {
         };
         if let Some(last) = names(&ours.join("checkpoints")).last() {
             let bytes = std::fs::read(ours.join("checkpoints").join(last)).unwrap();
-            let checkpoint = decode_checkpoint(&bytes).unwrap();
+            let mut checkpoint = decode_checkpoint(&bytes).unwrap();
             size.checkpoint_bytes = bytes.len() as u64;
             (size.origins, size.agents) = (checkpoint.origins.len(), checkpoint.agents.len());
             size.sealed = checkpoint.partitions.iter().filter(|row| row.seal.is_some()).count();
             size.open = checkpoint.partitions.len() - size.sealed;
             size.audit = checkpoint.audit.len();
+            checkpoint.partitions.retain(|row| row.seal.is_none());
+            checkpoint.agents.clear();
+            size.moving_bytes = checkpoint.encoded_len() as u64;
         }
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         size.rss_kib = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4;
@@ -109,8 +119,16 @@ pub fn flat(weeks: &[Size]) {
     let grown = |then: u64, now: u64| now > then + then / 10;
     assert!(!grown(second.objects, fourth.objects), "objects below _catchment/ grow");
     assert!(!grown(second.origins as u64, fourth.origins as u64), "origins grow");
-    assert!(!grown(second.agents as u64, fourth.agents as u64), "agents grow");
-    assert!(!grown(second.checkpoint_bytes, fourth.checkpoint_bytes), "the checkpoint grows");
+    assert!(!grown(second.audit as u64, fourth.audit as u64), "counts grow");
+    assert!(
+        !grown(second.moving_bytes, fourth.moving_bytes),
+        "what is kept of agents, origins and open partitions grows"
+    );
+    // One row for each name that an agent ever had, and for each partition that was ever sealed.
+    let rows = (fourth.agents + fourth.sealed) as u64;
+    let bytes = (fourth.checkpoint_bytes - fourth.moving_bytes) / rows;
+    println!("{bytes} bytes for each sealed partition and each name");
+    assert!(bytes < ROW_BYTES, "{bytes} bytes for each sealed partition and each name");
 }
 
 /// Everything is in its place, once, and every marker says so.
