@@ -144,7 +144,7 @@ impl View {
             let row = self.incarnations.entry(retired.clone());
             row.or_insert(Incarnation { last_record: 0, retired_by: None }).retired_by.get_or_insert(n);
         }
-        if n % FOLD_EVERY == 0 {
+        if n.is_multiple_of(FOLD_EVERY) {
             self.audit.fold(time);
         }
         self.next = n + 1;
