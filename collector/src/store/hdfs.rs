@@ -186,7 +186,21 @@ impl HdfsStore {
                 break;
             }
         }
+        if done < len {
+            self.check_end("read", path, offset.saturating_add(done as u64)).await?;
+        }
         Ok(if parts.len() == 1 { parts.remove(0) } else { parts.concat().into() })
+    }
+
+    /// Does the file end here? The client leaves out a last block that no DataNode has reported yet, which a file that
+    /// was closed a moment ago may have: a short answer must never be taken for a short file.
+    async fn check_end(&self, op: &'static str, path: &str, end: u64) -> Result<(), StoreError> {
+        let length = self.status(path).await?.map_or(end, |status| status.length as u64);
+        if length <= end {
+            return Ok(());
+        }
+        let detail = format!("only {end} of its {length} bytes can be read yet: its last block is not reported");
+        Err(StoreError::Unavailable { op, path: path.to_owned(), detail })
     }
 
     async fn read_all(&self, path: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
@@ -199,11 +213,13 @@ impl HdfsStore {
             }
             reader.read_bytes(bytes).await.map(Ok)
         });
-        read.await?.map_err(|bytes| StoreError::Other {
+        let bytes = read.await?.map_err(|bytes| StoreError::Other {
             op: "read",
             path: path.to_owned(),
             detail: format!("it has {bytes} bytes, at most {max_bytes} are expected"),
-        })
+        })?;
+        self.check_end("read", path, bytes.len() as u64).await?;
+        Ok(bytes)
     }
 }
 
