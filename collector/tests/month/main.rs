@@ -3,8 +3,8 @@
 //! A judge that knows what every agent wrote says when each partition may be sealed and with what content.
 //!
 //! A failure names its seed: `CATCHMENT_SEED=<n> cargo test --release -p collector --test month` plays it again,
-//! `CATCHMENT_DAYS=<n>` sets its length. It makes many small files: they lie in memory where there is a file system for
-//! that.
+//! `CATCHMENT_DAYS=<n>` sets its length. It makes many small files: a temporary directory in memory (`TMPDIR`) makes it
+//! several times faster.
 
 #![allow(clippy::print_stdout, reason = "the numbers of a month are read by people")]
 
@@ -187,13 +187,8 @@ impl Month {
     }
 }
 
-/// In memory if that is possible: what it makes durable is never needed again.
-fn directory() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
-
 async fn play(seed: u64, days: i64) {
-    let root = directory();
+    let root = tempfile::tempdir().unwrap();
     let mut month = Month::new(root.path(), seed, days);
     let mut weeks = Vec::new();
     for day in 0..days {
@@ -265,7 +260,7 @@ impl Month {
 #[test]
 fn what_users_remove_blocks_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    let root = directory();
+    let root = tempfile::tempdir().unwrap();
     runtime.block_on(async {
         let mut month = Month::new(root.path(), 7, 2);
         month.deeds.retain(|_, (name, _)| name.starts_with("web-") || name.starts_with("pod-"));
