@@ -3,6 +3,7 @@
 //! Each works beside running collectors, and where none runs: what it changes goes through the commit log.
 
 mod acts;
+mod now;
 mod status;
 
 use std::collections::HashMap;
@@ -31,7 +32,8 @@ use crate::store::{self, DestinationConfig, Store};
 pub enum Command {
     /// Shows what every open day waits for, since when, and what to do; and what was sealed lately. Changes nothing.
     Status(Status),
-    /// Seals one partition by hand. Refuses where the counts do not close, unless it may be sealed as incomplete.
+    /// Seals by hand what is due, or one partition. Refuses where the counts do not close, unless it may be sealed as
+    /// incomplete.
     Now(Now),
     /// Takes an agent that is gone for good out of the members, until its next record.
     Forget(Forget),
@@ -75,13 +77,14 @@ pub struct Forget {
 pub struct Now {
     #[command(flatten)]
     place: Place,
-    /// Its dataset.
+    /// Only this dataset.
     #[arg(long, value_parser = parse_dataset)]
-    dataset: DatasetName,
-    /// E.g. `event_date=2026-11-20` or `event_date=2026-11-20/event_hour=05`.
+    dataset: Option<DatasetName>,
+    /// Only this partition, e.g. `event_date=2026-11-20` or `event_date=2026-11-20/event_hour=05`. Default: all that
+    /// are open and due.
     #[arg(long, value_parser = parse_partition_arg)]
-    partition: Partition,
-    /// Seal it as incomplete if something is missing.
+    partition: Option<Partition>,
+    /// Seal as incomplete where something is missing, or where a named partition is not due.
     #[arg(long)]
     incomplete: bool,
     /// Who asked for it; stands in the seal. Default: the user's name.
@@ -89,6 +92,13 @@ pub struct Now {
     by: Option<String>,
     #[command(flatten)]
     how: How,
+}
+
+impl Now {
+    /// Is it about all that fits, and not about one partition?
+    fn names_many(&self) -> bool {
+        self.dataset.is_none() || self.partition.is_none()
+    }
 }
 
 /// See [`Command::Abandon`].
@@ -141,7 +151,7 @@ pub async fn execute(command: &Command, config: Option<&Path>, print: impl Fn(&s
             print(&if asked.json { serde_json::to_string_pretty(&report)? } else { report.to_string() });
             Ok(())
         }
-        Command::Now(now) => acts::now(Site::open(&now.place, config)?, now, print).await,
+        Command::Now(now) => now::now(Site::open(&now.place, config)?, now, print).await,
         Command::Forget(forget) => acts::forget(Site::open(&forget.place, config)?, forget, print).await,
         Command::Abandon(abandon) => acts::abandon(Site::open(&abandon.place, config)?, abandon, print).await,
     }

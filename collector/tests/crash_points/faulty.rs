@@ -2,7 +2,7 @@
 //! that was ever there.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +10,9 @@ use bytes::Bytes;
 use collector::store::{Entry, Renamed, StagedFile, Stat, Store, StoreError, StoreFuture};
 use tokio::sync::{Notify, watch};
 
-use crate::store::MemStore;
+use crate::base::Base;
+use crate::kinds::Change;
+use crate::store::Kept;
 
 /// What happens at the k-th change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +41,13 @@ pub type Archive = Arc<Mutex<BTreeMap<String, Bytes>>>;
 pub struct Switch {
     at: u64,
     mode: Mode,
-    count: AtomicU64,
+    /// Every change that was asked for, in order.
+    trace: Mutex<Vec<Change>>,
     dead: AtomicBool,
     /// While it is set nothing gets into a partition.
     pub refuses: AtomicBool,
+    /// While it is set no directory of a retired run is touched: only the log says that it is retired.
+    pub spares: AtomicBool,
     /// Notified at the k-th change if the process ends or stops there.
     pub struck: Notify,
     /// True while the process is stopped.
@@ -54,16 +59,34 @@ impl Switch {
         Arc::new(Self {
             at,
             mode,
-            count: AtomicU64::new(0),
+            trace: Mutex::default(),
             dead: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            spares: AtomicBool::new(false),
             struck: Notify::new(),
             frozen: watch::channel(false).0,
         })
     }
 
     pub fn count(&self) -> u64 {
-        self.count.load(Ordering::SeqCst)
+        self.trace.lock().unwrap().len() as u64
+    }
+
+    /// Every change that was asked for, in order.
+    pub fn trace(&self) -> Vec<Change> {
+        self.trace.lock().unwrap().clone()
+    }
+
+    /// The change at which it went wrong.
+    pub fn hit(&self) -> Option<Change> {
+        self.trace.lock().unwrap().get(usize::try_from(self.at).ok()?).cloned()
+    }
+
+    /// Notes a change; its number.
+    fn note(&self, change: Change) -> u64 {
+        let mut trace = self.trace.lock().unwrap();
+        trace.push(change);
+        trace.len() as u64 - 1
     }
 
     pub fn release(&self) {
@@ -79,7 +102,8 @@ impl Switch {
 /// Cheap to clone: one run's store.
 #[derive(Debug, Clone)]
 pub struct FaultyStore {
-    pub inner: MemStore,
+    pub inner: Arc<dyn Store>,
+    pub kept: Base,
     pub archive: Archive,
     pub switch: Arc<Switch>,
 }
@@ -96,9 +120,19 @@ impl FaultyStore {
         path: &str,
         act: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.change_from(op, None, path, act).await
+    }
+
+    async fn change_from<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        from: Option<&str>,
+        path: &str,
+        act: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let switch = &self.switch;
         self.wait().await;
-        let count = switch.count.fetch_add(1, Ordering::SeqCst);
+        let count = switch.note(Change { op, from: from.map(str::to_owned), path: path.to_owned() });
         if count != switch.at {
             return act.await;
         }
@@ -166,15 +200,19 @@ impl Store for FaultyStore {
 
     fn rename_new<'a>(&'a self, from: &'a str, to: &'a str) -> StoreFuture<'a, Renamed> {
         let (inner, source, target) = (self.inner.clone(), from.to_owned(), to.to_owned());
-        let archive = Arc::clone(&self.archive);
+        let (archive, kept) = (Arc::clone(&self.archive), self.kept.clone());
+        if self.switch.spares.load(Ordering::SeqCst) && to.ends_with(".gone") {
+            let detail = "as the test says".into();
+            return Box::pin(async move { Err(StoreError::Unavailable { op: "rename", path: to.to_owned(), detail }) });
+        }
         if self.switch.refuses.load(Ordering::SeqCst) && to.starts_with("d/") {
             let detail = "as the test says".into();
             return Box::pin(async move { Err(StoreError::Unavailable { op: "rename", path: to.to_owned(), detail }) });
         }
-        Box::pin(self.change("rename", to, async move {
+        Box::pin(self.change_from("rename", Some(from), to, async move {
             let renamed = inner.rename_new(&source, &target).await?;
             if renamed == Renamed::Done && target.starts_with("_catchment/commits/") {
-                let bytes = inner.file(&target).expect("it was just renamed");
+                let bytes = kept.file(&target).expect("it was just renamed");
                 let before = archive.lock().unwrap().insert(target.clone(), bytes);
                 assert!(before.is_none(), "HOLE: {target} was there before, and freed");
             }

@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::faulty::{Archive, FaultyStore, Switch};
-use crate::store::{Faults, MemStore};
+use crate::base::Base;
 
 /// The wall clock at the beginning.
 pub const BASE_UNIX_MS: i64 = 1_763_700_000_000;
@@ -128,7 +128,8 @@ impl Source for Seeded {
 pub type End = Result<(), Stop>;
 
 pub struct World {
-    pub store: MemStore,
+    pub store: Arc<dyn Store>,
+    pub kept: Base,
     pub archive: Archive,
     pub batches: Vec<Batch>,
     pub answered: Mutex<BTreeSet<BatchId>>,
@@ -147,9 +148,10 @@ pub struct Run {
 }
 
 impl World {
-    pub fn new(retire_after: u64) -> Arc<Self> {
+    pub fn new(kept: Base, retire_after: u64) -> Arc<Self> {
         Arc::new(Self {
-            store: MemStore::new(7, Faults::default()),
+            store: kept.store(),
+            kept,
             archive: Archive::default(),
             batches: batches(),
             answered: Mutex::default(),
@@ -221,7 +223,7 @@ async fn live(
     snapshot: watch::Sender<Snapshot>,
 ) -> End {
     let mut source = Seeded(SmallRng::seed_from_u64(seed));
-    let store = FaultyStore { inner: world.store.clone(), archive: Arc::clone(&world.archive), switch };
+    let store = FaultyStore { inner: world.store.clone(), kept: world.kept.clone(), archive: Arc::clone(&world.archive), switch };
     let store: Arc<dyn Store> = Arc::new(store);
     let config = config(collector);
     let begun = replay::begin(Arc::clone(&store), collector, &mut source, |_| ()).await?;
@@ -307,7 +309,7 @@ fn delivery(batch: &Batch) -> Delivery {
 }
 
 /// What lies below `staging/`: names by run.
-pub fn staging(store: &MemStore) -> BTreeMap<String, Vec<String>> {
+pub fn staging(store: &Base) -> BTreeMap<String, Vec<String>> {
     let mut runs: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in store.all_below("_catchment/staging") {
         let mut parts = path.trim_start_matches("_catchment/staging/").splitn(2, '/');

@@ -11,7 +11,7 @@ use proto::record::{decode_record, number_name};
 use proto::wire;
 use proto::wire::commit_record::Action;
 
-use crate::store::MemStore;
+use crate::store::Kept;
 
 /// `agent/origin/seq`.
 pub type Name = String;
@@ -27,7 +27,7 @@ pub enum As {
 
 /// All records, in order; panics on a gap or a damaged one.
 #[allow(dead_code, reason = "not for a log that is cleaned")]
-pub fn records(store: &MemStore) -> Vec<wire::CommitRecord> {
+pub fn records(store: &impl Kept) -> Vec<wire::CommitRecord> {
     decode(store.files_below("_catchment/commits"))
 }
 
@@ -104,8 +104,9 @@ fn live_files(records: &[wire::CommitRecord]) -> BTreeMap<String, wire::Publishe
 }
 
 /// I5 and I8: every recorded file is in its place with its bytes, nothing else is; each batch's lines stand in
-/// recorded files exactly once, where the log says; every sealed partition says what it holds.
-pub fn files_match_the_log(store: &MemStore, records: &[wire::CommitRecord]) {
+/// recorded files exactly once, where the log says; every sealed partition says what it holds. Returns what is published,
+/// markers too.
+pub fn files_match_the_log(store: &impl Kept, records: &[wire::CommitRecord]) -> BTreeSet<String> {
     let covered = covered(records);
     let live = live_files(records);
     let mut lines: BTreeMap<Name, u32> = BTreeMap::new();
@@ -143,10 +144,11 @@ pub fn files_match_the_log(store: &MemStore, records: &[wire::CommitRecord]) {
     }
     assert_eq!(quarantined, set_aside, "each quarantined batch lies in one quarantine file");
     assert_eq!(lines, expected, "I4/I8: each event of a committed batch is in one published file");
+    live.into_keys().chain(markers).collect()
 }
 
 /// Every sealed partition has one marker with the number of its last record and the counts of its files.
-fn markers_match_the_log(store: &MemStore, records: &[wire::CommitRecord]) -> BTreeSet<String> {
+fn markers_match_the_log(store: &impl Kept, records: &[wire::CommitRecord]) -> BTreeSet<String> {
     let mut view = View::default();
     for (n, record) in records.iter().enumerate() {
         let applied = view.apply(n as u64, record).unwrap();

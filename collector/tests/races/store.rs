@@ -78,6 +78,24 @@ fn missing(op: &'static str, path: &str) -> StoreError {
     StoreError::NotFound { op, path: path.to_owned(), detail: String::new() }
 }
 
+/// Files as they lie there, whatever a store answers.
+pub trait Kept {
+    /// Everything below `dir` that is a closed file, in order.
+    fn files_below(&self, dir: &str) -> Vec<(String, Bytes)>;
+    /// A closed file.
+    fn file(&self, path: &str) -> Option<Bytes>;
+}
+
+impl Kept for MemStore {
+    fn files_below(&self, dir: &str) -> Vec<(String, Bytes)> {
+        MemStore::files_below(self, dir)
+    }
+
+    fn file(&self, path: &str) -> Option<Bytes> {
+        MemStore::file(self, path)
+    }
+}
+
 #[allow(dead_code, reason = "several tests take this store in, each uses a part of it")]
 impl MemStore {
     pub fn new(seed: u64, faults: Faults) -> Self {
@@ -113,8 +131,8 @@ impl MemStore {
 
     /// Everything below `dir`, directories and open files too.
     pub fn all_below(&self, dir: &str) -> Vec<String> {
-        let prefix = format!("{dir}/");
-        self.lock().nodes.keys().filter(|path| path.starts_with(&prefix)).cloned().collect()
+        let prefix = if dir.is_empty() { String::new() } else { format!("{dir}/") };
+        self.lock().nodes.keys().filter(|path| path.starts_with(&prefix) && !path.is_empty()).cloned().collect()
     }
 
     pub fn file(&self, path: &str) -> Option<Bytes> {

@@ -1,4 +1,4 @@
-//! What changes the log by hand: `seal now`, `forget`, `abandon`. Each says what it does and what that costs, checks it
+//! What changes the log by hand besides seals: `forget`, `abandon`. Each says what it does and what that costs, checks it
 //! against the log, and checks it again after every record that came between.
 
 use anyhow::bail;
@@ -7,25 +7,14 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 use proto::wire::commit_record::Action;
 use serde::Serialize;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::status::For;
-use super::{Abandon, Forget, How, Now, Site, user};
-use crate::commit::solo::{Solo, SoloError, System};
-use crate::compact::{self, Budget, Progress};
-use crate::config::dataset::DatasetConfig;
-use crate::housekeeping;
+use super::{Abandon, Forget, How, Site, user};
+use crate::commit::solo::{Solo, System};
 use crate::log::View;
-use crate::log::view::PartitionKey;
 use crate::log::view::origins::complement;
-use crate::seal::assess;
-use crate::seal::marker::{text, time};
+use crate::seal::marker::time;
 use crate::seal::rule::DOUBT_MS;
-use crate::seal::wait::{ranges, word};
-
-/// Rounds of compaction before a seal.
-const COMPACTIONS: usize = 2;
+use crate::seal::wait::ranges;
 
 /// What was done, or would be.
 #[derive(Debug, Serialize)]
@@ -34,8 +23,6 @@ struct Outcome {
     #[serde(skip_serializing_if = "Option::is_none")]
     record: Option<u64>,
     what: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    missing: Vec<For>,
 }
 
 fn say(outcome: &Outcome, how: How, print: impl Fn(&str)) -> anyhow::Result<()> {
@@ -43,7 +30,6 @@ fn say(outcome: &Outcome, how: How, print: impl Fn(&str)) -> anyhow::Result<()> 
         print(&serde_json::to_string_pretty(outcome)?);
         return Ok(());
     }
-    outcome.missing.iter().for_each(|missing| print(&missing.to_string()));
     print(&match outcome.record {
         Some(n) => format!("{} (record {n})", outcome.what),
         None => outcome.what.clone(),
@@ -51,143 +37,9 @@ fn say(outcome: &Outcome, how: How, print: impl Fn(&str)) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn begin(site: &Site) -> anyhow::Result<Solo> {
+pub(super) async fn begin(site: &Site) -> anyhow::Result<Solo> {
     let waiting = |reason: &str| tracing::warn!(reason, "waiting for the destination");
     Ok(Solo::begin(std::sync::Arc::clone(&site.store), "seal-tool", site.modes(), Box::new(System), waiting).await?)
-}
-
-/// `seal now`.
-pub(super) async fn now(mut site: Site, now: &Now, print: impl Fn(&str)) -> anyhow::Result<()> {
-    if let Some(said) = site.with_defaults_for(&now.dataset)?
-        && !now.how.json
-    {
-        print(&said);
-    }
-    let key = PartitionKey { dataset: now.dataset.clone(), partition: now.partition };
-    let view = site.read().await?;
-    let by = now.by.clone().unwrap_or_else(user);
-    let (seal, waits) = match check(&site, &view, &key, now, &by, site.now_unix_ms()) {
-        Ok(found) => found,
-        Err(refused) => bail!(refused),
-    };
-    let mut outcome = Outcome { record: None, what: String::new(), missing: waits.iter().map(For::from).collect() };
-    if !seal.complete && !now.incomplete {
-        say(&Outcome { what: gaps(&seal), ..outcome }, now.how, print)?;
-        bail!("{key} is not sealed: the counts do not close. --incomplete seals it all the same, as _INCOMPLETE");
-    }
-    let word = if seal.complete { "complete" } else { "incomplete" };
-    if now.how.dry_run {
-        outcome.what = format!("would seal {key} as {word}: {} events in {} files", seal.events, seal.files);
-        return say(&outcome, now.how, print);
-    }
-    let dataset = std::sync::Arc::clone(&site.datasets[&now.dataset]);
-    let mut solo = begin(&site).await?;
-    let sealed = seal_by(&mut solo, &site, &key, now, &by, &dataset).await;
-    let ended = solo.view().clone();
-    let end = solo.end().await;
-    outcome.record = Some(sealed?);
-    end?;
-    if let Some(sealed) = ended.partitions().sealed(&key) {
-        outcome.what = format!("sealed {key}: {}", text(&key, sealed).message);
-    }
-    say(&outcome, now.how, print)
-}
-
-/// What the seal says and what is missing; `Err` where it cannot be sealed at all.
-fn check(
-    site: &Site,
-    view: &View,
-    key: &PartitionKey,
-    now: &Now,
-    by: &str,
-    now_unix_ms: i64,
-) -> Result<(wire::PartitionSeal, Vec<crate::seal::Wait>), String> {
-    if let Some(sealed) = view.partitions().sealed(key) {
-        let text = text(key, sealed);
-        return Err(format!("{key} was sealed at {}, record {}: {}", text.sealed_at, text.seal, text.message));
-    }
-    let Some((seal, waits)) = assess(&site.rule(), view, key, now_unix_ms) else {
-        return Err(format!("{key} cannot be sealed: the log has no file in it; `seal status` shows what is there"));
-    };
-    let seal = wire::PartitionSeal { by: by.to_owned(), ..seal };
-    if now_unix_ms < seal.due_unix_ms && !now.incomplete {
-        let due = time(seal.due_unix_ms);
-        return Err(format!("{key} is not over: its lateness ends at {due}. --incomplete seals it all the same"));
-    }
-    Ok((seal, waits))
-}
-
-async fn seal_by(
-    solo: &mut Solo,
-    site: &Site,
-    key: &PartitionKey,
-    now: &Now,
-    by: &str,
-    dataset: &DatasetConfig,
-) -> anyhow::Result<u64> {
-    if let Err(reason) = solo.finish_files(key).await {
-        bail!("{key} is not sealed: {reason}; try again when its collector has finished");
-    }
-    compact_first(solo, site, key, dataset).await?;
-    let committed = solo.commit(|view, now_unix_ms| {
-        let (seal, _) = check(site, view, key, now, by, now_unix_ms)?;
-        if !seal.complete && !now.incomplete {
-            return Err(format!("{key} is not sealed: the counts do not close any more, look again"));
-        }
-        Ok(Action::Seal(wire::Seal { partitions: vec![seal] }))
-    });
-    let n = committed.await?;
-    solo.finish_marker(n, key, |marker| marker.readable_as(dataset)).await?;
-    Ok(n)
-}
-
-/// Joins small files. What cannot be joined stays as it is: that holds no seal back.
-async fn compact_first(
-    solo: &mut Solo,
-    site: &Site,
-    key: &PartitionKey,
-    dataset: &DatasetConfig,
-) -> anyhow::Result<()> {
-    let budget = Budget::new(&site.compaction, watch::channel(false).1);
-    let mut numbers = 0..;
-    for _ in 0..COMPACTIONS {
-        let open = solo.view().partitions().open().find(|(open, ..)| *open == key).map(|(_, _, open)| open);
-        let Some(plan) = open.and_then(|open| compact::plan(dataset, key, open, &site.compaction)) else {
-            return Ok(());
-        };
-        let next = || numbers.next().unwrap_or_default();
-        let (progress, stop) = (Progress::default(), CancellationToken::new());
-        let compact = match compact::run(&site.store, solo.layout(), plan, next, &budget, &progress, stop).await {
-            Ok(compact) => compact,
-            Err(error) => {
-                tracing::warn!(%error, "sealed without joining its small files");
-                return Ok(());
-            }
-        };
-        let committed = solo.commit(|view, _| match housekeeping::compact_holds(&compact, view) {
-            true => Ok(Action::Compact(compact.clone())),
-            false => Err("another run replaced some of the files".into()),
-        });
-        match committed.await {
-            Ok(_) => {}
-            Err(SoloError::Refused(reason)) => {
-                tracing::info!(reason, "small files are not joined here");
-                compact::abandon(&*site.store, &compact).await;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
-        if let Err(reason) = solo.finish_files(key).await {
-            bail!("{key} is not sealed: {reason}; the collectors finish that");
-        }
-    }
-    Ok(())
-}
-
-fn gaps(seal: &wire::PartitionSeal) -> String {
-    let abandoned: Vec<String> =
-        seal.gaps.iter().map(|gap| format!("{} ({})", gap.agent, word(gap.reason()))).collect();
-    format!("missing: {}", abandoned.join(", "))
 }
 
 /// `seal forget`.
@@ -200,7 +52,7 @@ pub(super) async fn forget(site: Site, forget: &Forget, print: impl Fn(&str)) ->
         Err(refused) => bail!(refused),
     };
     if how.dry_run {
-        return say(&Outcome { record: None, what: format!("would forget {said}"), missing: Vec::new() }, how, print);
+        return say(&Outcome { record: None, what: format!("would forget {said}") }, how, print);
     }
     let mut solo = begin(&site).await?;
     let forgotten = solo.commit(|view, _| {
@@ -211,7 +63,7 @@ pub(super) async fn forget(site: Site, forget: &Forget, print: impl Fn(&str)) ->
     let end = solo.end().await;
     let n = n?;
     end?;
-    say(&Outcome { record: Some(n), what: format!("forgot {said}"), missing: Vec::new() }, how, print)
+    say(&Outcome { record: Some(n), what: format!("forgot {said}") }, how, print)
 }
 
 fn what_forget_does(view: &View, agent: &AgentName) -> Result<String, String> {
@@ -246,7 +98,7 @@ pub(super) async fn abandon(site: Site, abandon: &Abandon, print: impl Fn(&str))
         Err(refused) => bail!(refused),
     };
     if how.dry_run {
-        return say(&Outcome { record: None, what: format!("would abandon {said}"), missing: Vec::new() }, how, print);
+        return say(&Outcome { record: None, what: format!("would abandon {said}") }, how, print);
     }
     let mut solo = begin(&site).await?;
     let abandoned = solo.commit(|view, time_unix_ms| {
@@ -263,7 +115,7 @@ pub(super) async fn abandon(site: Site, abandon: &Abandon, print: impl Fn(&str))
     let end = solo.end().await;
     let n = n?;
     end?;
-    say(&Outcome { record: Some(n), what: format!("abandoned {said}"), missing: Vec::new() }, how, print)
+    say(&Outcome { record: Some(n), what: format!("abandoned {said}") }, how, print)
 }
 
 fn what_abandon_does(
