@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use common::admin::{self, Health};
+use common::peers::PeerList;
 use common::supervise::Shutdown;
 use common::telemetry::Telemetry;
 use proto::ids::AgentName;
@@ -30,7 +31,8 @@ use crate::outbox::room::Limits;
 use crate::outbox::state_dir::StateDir;
 use crate::outbox::{Options, Outbox};
 use crate::pipeline::{Pipeline, PipelineContext};
-use crate::ship::messages::FromShip;
+use crate::ship::client::{Dial, network};
+use crate::ship::messages::{FromShip, Talk};
 use crate::ship::{Ship, ShipOptions};
 use crate::status::Gauges;
 use crate::tail::TailSource;
@@ -71,19 +73,18 @@ pub async fn run(config: AgentConfig, once: bool, tuning: Tuning, shutdown: Shut
     tracing::info!(agent = %name, admin = %bound, once, "agent starts");
 
     let (peers, keep_peers) = config.aggregators.source().watch();
-    let (to_ship, commands) = mpsc::unbounded_channel();
-    let (to_owner, inbox) = channel();
-    let parts = {
-        let (config, name, gauges, health, tuning) =
-            (config.clone(), name.clone(), gauges.clone(), health.clone(), tuning.clone());
-        tokio::task::spawn_blocking(move || open(&config, &name, once, &tuning, to_ship, inbox, gauges, health))
-            .await??
+    let given = Given {
+        peers,
+        dial: network(config.aggregators.timeout.get()),
+        gauges,
+        health,
+        now: Instant::now(),
+        origin_bits: rand::random(),
+        seed: rand::random(),
     };
-    let options = ship_options(&config, &name, &tuning, &parts);
-    let version = parts.declarations.version;
-    let reader = parts.outbox.reader();
-    let ship = Ship::new(options, reader, peers, commands, to_owner.clone(), gauges.clone(), version);
-    let (done, owner) = start_owner(parts)?;
+    let opened = tokio::task::spawn_blocking(move || open(&config, once, &tuning, given)).await??;
+    let Opened { owner, ship, to_owner } = opened;
+    let (done, owner) = start_owner(owner)?;
 
     let ship = tokio::spawn(ship.run());
     let keep_peers = tokio::spawn(keep_peers);
@@ -110,11 +111,11 @@ const GRACE: Duration = Duration::from_secs(5);
 
 type Done = oneshot::Receiver<Result<End, owner::OwnerError>>;
 
-fn start_owner(parts: Parts) -> Result<(Done, std::thread::JoinHandle<()>)> {
+fn start_owner(owner: Owner) -> Result<(Done, std::thread::JoinHandle<()>)> {
     let (sender, done) = oneshot::channel();
     let work = move || {
         // Nobody waits any more only when the process is ending already.
-        let _ = sender.send(Owner::new(parts).run());
+        let _ = sender.send(owner.run());
     };
     let thread = std::thread::Builder::new().name("owner".into()).spawn(work)?;
     Ok((done, thread))
@@ -214,32 +215,74 @@ fn shipping_ended(
     }
 }
 
-fn ship_options(config: &AgentConfig, name: &AgentName, tuning: &Tuning, parts: &Parts) -> ShipOptions {
-    ShipOptions {
-        agent: name.clone(),
+/// What an agent is given from outside.
+pub struct Given {
+    /// The aggregators.
+    pub peers: PeerList,
+    /// How they are reached.
+    pub dial: Dial,
+    /// Numbers of the run.
+    pub gauges: Arc<Gauges>,
+    /// Its readiness.
+    pub health: Health,
+    /// The time.
+    pub now: Instant,
+    /// Random bits of the run's origin.
+    pub origin_bits: u128,
+    /// Of whatever else is left to chance.
+    pub seed: u64,
+}
+
+/// The two halves of an agent: its state directory is locked, its outbox recovered, its sources are open.
+pub struct Opened {
+    /// To be stepped by a thread that may block.
+    pub owner: Owner,
+    /// To be run as a task.
+    pub ship: Ship,
+    /// How the owner is told to stop or to leave.
+    pub to_owner: Sender<FromShip>,
+}
+
+/// Locks the state directory, recovers the outbox, opens all sources. Blocks.
+pub fn open(config: &AgentConfig, once: bool, tuning: &Tuning, given: Given) -> Result<Opened> {
+    let name = config.agent_name().context("making the agent's name from the host; set `name`")?;
+    let Given { peers, dial, gauges, health, now, origin_bits, seed } = given;
+    let state_dir = StateDir::open(&config.state_dir, &name)?;
+    let outbox = open_outbox(config, tuning, &state_dir, &gauges)?;
+    let sources: Result<Vec<Source>> =
+        config.sources.iter().map(|source| open_source(source, config, &name, &outbox, now)).collect();
+    let declarations = declarations::load(&state_dir.declarations());
+    let options = ShipOptions {
+        agent: name,
         until_committed: config.ack == Ack::Committed,
         policy: config.aggregators.policy,
         order: config.aggregators.peers.clone(),
         timeout: config.aggregators.timeout.get(),
         in_flight_bytes: config.aggregators.in_flight.bytes(),
         hurry: tuning.hurry,
-        origins: parts.outbox.index().rows().iter().rev().map(|row| row.origin).collect(),
-    }
+        origins: outbox.index().rows().iter().rev().map(|row| row.origin).collect(),
+        seed,
+    };
+    let (to_ship, commands) = mpsc::unbounded_channel();
+    let (to_owner, inbox) = channel();
+    let talk = Talk { commands, owner: to_owner.clone(), declarations_version: declarations.version };
+    let ship = Ship::new(options, outbox.reader(), (peers, dial), talk, gauges.clone(), now);
+    let parts = Parts {
+        options: owner_options(config, once, tuning),
+        declarations,
+        state_dir,
+        outbox,
+        sources: sources?,
+        to_ship,
+        inbox,
+        gauges,
+        health,
+        origin_bits,
+    };
+    Ok(Opened { owner: Owner::new(parts, now), ship, to_owner })
 }
 
-/// Locks the state directory, recovers the outbox, opens all sources.
-#[allow(clippy::too_many_arguments)]
-fn open(
-    config: &AgentConfig,
-    name: &AgentName,
-    once: bool,
-    tuning: &Tuning,
-    to_ship: mpsc::UnboundedSender<crate::ship::messages::ToShip>,
-    inbox: std::sync::mpsc::Receiver<FromShip>,
-    gauges: Arc<Gauges>,
-    health: Health,
-) -> Result<Parts> {
-    let state_dir = StateDir::open(&config.state_dir, name)?;
+fn open_outbox(config: &AgentConfig, tuning: &Tuning, state_dir: &StateDir, gauges: &Gauges) -> Result<Outbox> {
     let segment_bytes = tuning.segment_bytes.min(config.outbox.max_bytes.bytes() / 16).max(64 * 1024);
     let options = Options { dir: state_dir.outbox(), rejected: state_dir.rejected(), segment_bytes };
     let started = Instant::now();
@@ -254,25 +297,19 @@ fn open(
         tracing::error!(batches = recovered.voided.len(), "damaged batches became voids");
         gauges.voided_batches.add(recovered.voided.len() as u64);
     }
-    let sources: Result<Vec<Source>> =
-        config.sources.iter().map(|source| open_source(source, config, name, &outbox)).collect();
-    Ok(Parts {
-        options: owner_options(config, once, tuning),
-        declarations: declarations::load(&state_dir.declarations()),
-        state_dir,
-        outbox,
-        sources: sources?,
-        to_ship,
-        inbox,
-        gauges,
-        health,
-    })
+    Ok(outbox)
 }
 
-fn open_source(source: &SourceConfig, config: &AgentConfig, name: &AgentName, outbox: &Outbox) -> Result<Source> {
+fn open_source(
+    source: &SourceConfig,
+    config: &AgentConfig,
+    name: &AgentName,
+    outbox: &Outbox,
+    now: Instant,
+) -> Result<Source> {
     let pipeline = new_pipeline(source, config, name)?;
     let saved = outbox.index().positions(&source.name);
-    let tail = TailSource::open(&source.name, &source.tail, saved, Instant::now())?;
+    let tail = TailSource::open(&source.name, &source.tail, saved, now)?;
     Ok(Source::new(&source.name, tail, pipeline, source.tail.hold_deleted.age.get()))
 }
 

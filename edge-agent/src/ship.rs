@@ -23,13 +23,15 @@ use proto::ids::{AgentName, Origin};
 use proto::intervals::IntervalSet;
 use proto::wire::append_response::Answer;
 use proto::wire::{self, AppendResponse, BusyReason};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::balance::{Balance, Node, Outcome, Policy};
-use self::client::{Asked, Client, SendError, Sent, intervals};
+use self::client::{Asked, Client, Dial, SendError, Sent, intervals, now};
 use self::contact::Contact;
-use self::messages::{DrainUntil, FromShip, ToShip};
+use self::messages::{DrainUntil, FromShip, Talk, ToShip};
 use self::quarantined::Quarantined;
 use self::queue::{Queue, Take};
 use self::retry::Retry;
@@ -72,12 +74,16 @@ pub struct ShipOptions {
     pub hurry: Duration,
     /// The origins of the outbox at start, newest first: aggregators are asked what they know of them.
     pub origins: Vec<Origin>,
+    /// Spreads retries and choices.
+    pub seed: u64,
 }
 
 /// The shipping task.
 pub struct Ship {
     options: ShipOptions,
     reader: BatchReader,
+    rng: SmallRng,
+    dial: Dial,
     peers: watch::Receiver<Arc<Vec<String>>>,
     commands: mpsc::UnboundedReceiver<ToShip>,
     owner: Sender<FromShip>,
@@ -96,6 +102,8 @@ pub struct Ship {
     next_ask: Instant,
     next_status: Instant,
     next_stored: Instant,
+    /// Something happened since the last report of who holds what.
+    news: bool,
     /// Nodes that hold batches of ours and do not answer, since when.
     silent: HashMap<Node, Instant>,
     contact: Contact,
@@ -111,23 +119,24 @@ enum Event {
 }
 
 impl Ship {
-    /// A task to [`run`](Self::run). `declarations_version`: of the declarations the agent holds already.
+    /// A task to [`run`](Self::run).
     pub fn new(
         options: ShipOptions,
         reader: BatchReader,
-        peers: watch::Receiver<Arc<Vec<String>>>,
-        commands: mpsc::UnboundedReceiver<ToShip>,
-        owner: Sender<FromShip>,
+        (peers, dial): (watch::Receiver<Arc<Vec<String>>>, Dial),
+        talk: Talk,
         gauges: Arc<Gauges>,
-        declarations_version: u64,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
+        let Talk { commands, owner, declarations_version } = talk;
         Self {
             queue: Queue::new(options.until_committed),
             contact: Contact::new(options.origins.clone()),
             quarantined: Quarantined::default(),
             balance: Balance::new(options.policy),
             retry: Retry::new(),
+            rng: SmallRng::seed_from_u64(options.seed),
+            dial,
             options,
             reader,
             peers,
@@ -145,6 +154,7 @@ impl Ship {
             next_ask: now + DEFAULT_ROLL_AGE,
             next_status: now,
             next_stored: now,
+            news: true,
             silent: HashMap::new(),
         }
     }
@@ -153,11 +163,12 @@ impl Ship {
     pub async fn run(mut self) {
         self.use_peers();
         loop {
-            let now = Instant::now();
+            let now = now();
             self.fill(now);
             self.ask_if_due(now);
             self.report();
             let event = self.next_event().await;
+            self.news |= !matches!(event, Event::Timer);
             match event {
                 Event::Command(Some(command)) => self.command(command),
                 Event::Command(None) => return,
@@ -182,8 +193,11 @@ impl Ship {
     }
 
     fn next_wake(&self) -> Instant {
-        let now = Instant::now();
-        let mut wake = self.next_ask.min(self.next_status).min(self.next_stored);
+        let now = now();
+        let mut wake = self.next_ask.min(self.next_status);
+        if self.news {
+            wake = wake.min(self.next_stored);
+        }
         wake = self.queue.next_due().map_or(wake, |at| wake.min(at));
         if self.queue.has_ready() {
             wake = self.balance.next_available(now).map_or(wake, |at| wake.min(at));
@@ -218,7 +232,7 @@ impl Ship {
         for stored in batches {
             self.queue.add(stored);
             if let Some(node) = self.contact.holder(stored.origin, stored.seq) {
-                let released = self.queue.held_already(stored, node, Instant::now());
+                let released = self.queue.held_already(stored, node, now());
                 self.tell(FromShip::Durable { origin: stored.origin, seq: stored.seq, released });
             }
         }
@@ -234,7 +248,7 @@ impl Ship {
                 self.queue.again(&take, now + retry::BUDGET_PAUSE, take.avoid.clone());
                 continue;
             }
-            let node = self.balance.pick(now, rand::random(), take.avoid.as_ref());
+            let node = self.balance.pick(now, self.rng.random(), take.avoid.as_ref());
             let Some(node) = node else {
                 self.queue.landed(&take);
                 self.queue.put_back(&take);
@@ -242,7 +256,7 @@ impl Ship {
             };
             let Some(client) = self.client(&node) else {
                 // An address that is none is left like an aggregator that does not answer.
-                self.balance.report(&node, Outcome::Failed, true, now, rand::random());
+                self.balance.report(&node, Outcome::Failed, true, now, self.rng.random());
                 self.queue.landed(&take);
                 self.queue.put_back(&take);
                 continue;
@@ -255,10 +269,10 @@ impl Ship {
     }
 
     fn sent(&mut self, sent: Sent) {
-        let now = Instant::now();
+        let now = now();
         let Sent { take, node, started, result } = sent;
         self.queue.landed(&take);
-        let random = rand::random();
+        let random = self.rng.random();
         match result {
             Ok(response) => self.answered(&take, &node, response, now - started, now),
             Err(SendError::Read(error)) => {
@@ -294,7 +308,7 @@ impl Ship {
         self.status(response.status, now);
         self.quarantined(node, take.stored.origin, response.quarantined);
         self.committed(node, take.stored.origin, response.committed.as_ref());
-        let (random, counts) = (rand::random::<u64>(), self.gauges.clone());
+        let (random, counts) = (self.rng.random::<u64>(), self.gauges.clone());
         let mut outcome = Outcome::Answered(latency);
         let mut again = None;
         match response.answer {
@@ -389,7 +403,7 @@ impl Ship {
 
     /// Questions are never further away than the interval that counts now.
     fn pull_ask(&mut self) {
-        self.next_ask = self.next_ask.min(Instant::now() + self.ask_interval());
+        self.next_ask = self.next_ask.min(now() + self.ask_interval());
     }
 
     fn ask_if_due(&mut self, now: Instant) {
@@ -411,7 +425,7 @@ impl Ship {
                 for (node, origin) in self.contact.round(&nodes) {
                     self.ask(&node, origin);
                 }
-            } else if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
+            } else if let Some(node) = nodes.get(self.rng.random::<u64>() as usize % nodes.len().max(1)) {
                 self.ask(node, None);
             }
         }
@@ -428,8 +442,8 @@ impl Ship {
     }
 
     fn asked(&mut self, asked: Asked) {
-        let now = Instant::now();
-        self.balance.report(&asked.node, asked.outcome(now), false, now, rand::random());
+        let now = now();
+        self.balance.report(&asked.node, asked.outcome(now), false, now, self.rng.random());
         let Asked { node, origin, started, result } = asked;
         match result {
             Ok(answer) => {

@@ -3,7 +3,7 @@
 //! Invariants: everything old is handed over for sending before the new origin has a second seq; the open is durable
 //! before anything of the run is sent; an answer never moves anything that is not in the outbox.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::header::{Header, Kind as HeaderKind};
 use proto::ids::Origin;
@@ -17,17 +17,15 @@ use crate::run::{Run, mint_time, plan_open};
 use crate::ship::messages::{FromShip, ToShip};
 
 impl Owner {
-    /// Waits for an aggregator, mints the origin, appends and sends the open, and sends everything unconfirmed again.
-    pub(super) fn begin(&mut self) -> Result<(), OwnerError> {
+    /// How long an aggregator is still waited for before the run begins; none: not any more.
+    pub(super) fn awaits_contact(&self, now: Instant) -> Option<Duration> {
+        let waits = self.contact.is_none() && !self.drain.is_stopping() && now < self.contact_until;
+        waits.then(|| self.contact_until - now)
+    }
+
+    /// Mints the origin, appends and sends the open, and sends everything unconfirmed again.
+    pub(super) fn begin(&mut self, now: Instant) -> Result<(), OwnerError> {
         self.count_rejected();
-        let until = Instant::now() + self.options.contact_timeout;
-        while self.contact.is_none() && !self.drain.is_stopping() {
-            match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(message) => self.message(message)?,
-                Err(_) => break,
-            }
-        }
-        let now = Instant::now();
         let newest = self.outbox.newest_origin();
         let more_known = self.contact.zip(newest).is_some_and(|(known_end, (_, end, _))| known_end > end);
         let restored = self.state_dir.is_restored() || more_known;
@@ -38,7 +36,7 @@ impl Owner {
             tracing::warn!("no aggregator answered, the origin is minted by this host's clock");
         }
         let (own_clock, newest_seen) = self.own_clock_or_newest();
-        let origin = Origin::mint(mint_time(self.clock.now_ms(now), own_clock, newest_seen), rand::random());
+        let origin = Origin::mint(mint_time(self.clock.now_ms(now), own_clock, newest_seen), self.origin_bits);
         let plan = plan_open(newest, restored);
         self.outbox.saw_time(origin.unix_ms() as i64);
         let old = self.outbox.kept();
@@ -61,7 +59,7 @@ impl Owner {
         Ok(())
     }
 
-    pub(super) fn message(&mut self, message: FromShip) -> Result<(), OwnerError> {
+    pub(super) fn message(&mut self, message: FromShip, now: Instant) -> Result<(), OwnerError> {
         match message {
             FromShip::Contact { known_end } => {
                 self.contact = Some(known_end);
@@ -103,7 +101,7 @@ impl Owner {
             }
             FromShip::Drained => self.drain.drained(),
             FromShip::Leave => self.leave(),
-            FromShip::Stop => self.drain.stop(Instant::now(), self.options.drain_deadline),
+            FromShip::Stop => self.drain.stop(now, self.options.drain_deadline),
         }
         Ok(())
     }

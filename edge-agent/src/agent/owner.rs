@@ -1,12 +1,13 @@
 //! The owner thread: tails, pipelines, the outbox and the run. It blocks, and nobody else touches any of them.
 //!
-//! One turn: take messages, read, cut what is due, append, ONE fdatasync, hand the batches over for sending.
+//! One step: take messages, read, cut what is due, append, ONE fdatasync, hand the batches over for sending. A step is
+//! given the time and never waits; only [`Owner::run`] does.
 //! Invariants: a batch is handed over only after the sync (I2); a full outbox stops reading (I7); a mark or close is
 //! appended only after everything that was noted is stored.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use common::admin::Health;
@@ -103,6 +104,9 @@ pub struct Owner {
     pub(super) run: Option<Run>,
     pub(super) drain: Drain,
     pub(super) contact: Option<u64>,
+    /// Until then an aggregator is waited for.
+    pub(super) contact_until: Instant,
+    pub(super) origin_bits: u128,
     /// The newest origin of the outbox when this run began.
     pub(super) before: Option<Origin>,
     pub(super) watch: Option<Watch>,
@@ -146,14 +150,28 @@ pub struct Parts {
     pub gauges: Arc<Gauges>,
     /// Readiness.
     pub health: Health,
+    /// Random bits of this run's origin.
+    pub origin_bits: u128,
+}
+
+/// What a step leaves to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The next step: when a message comes, or after this long.
+    Wait(Duration),
+    /// None: the drain is over.
+    Over(End),
 }
 
 impl Owner {
     /// Puts the parts together.
-    pub fn new(parts: Parts) -> Self {
-        let Parts { options, state_dir, outbox, sources, declarations, to_ship, inbox, gauges, health } = parts;
+    pub fn new(parts: Parts, now: Instant) -> Self {
+        let Parts { options, state_dir, outbox, sources, declarations, to_ship, inbox, gauges, health, origin_bits } =
+            parts;
         Self {
             drain: Drain::new(options.once),
+            contact_until: now + options.contact_timeout,
+            origin_bits,
             options,
             state_dir,
             outbox,
@@ -172,30 +190,43 @@ impl Owner {
             undeclared: false,
             refused: false,
             released: false,
-            last_answer: Instant::now(),
+            last_answer: now,
             silent: false,
             full: false,
             full_limit: None,
             rejected_bytes: 0,
-            next_upkeep: Instant::now(),
+            next_upkeep: now,
         }
     }
 
     /// Works until the drain is over.
     pub fn run(mut self) -> Result<End, OwnerError> {
-        self.begin()?;
         loop {
-            let now = Instant::now();
-            let progressed = self.turn(now)?;
-            self.marks(now)?;
-            self.upkeep(now)?;
-            if let Ending::Over(end) = self.drain_step(now)? {
-                self.outbox.tidy()?;
-                self.refresh_gauges(now);
-                return Ok(end);
+            match self.step(Instant::now())? {
+                Step::Over(end) => return Ok(end),
+                Step::Wait(longest) => self.wait(longest)?,
             }
-            self.receive(progressed)?;
         }
+    }
+
+    /// One step at `now`. The run begins once an aggregator was heard, or was waited for long enough.
+    pub fn step(&mut self, now: Instant) -> Result<Step, OwnerError> {
+        self.receive(now)?;
+        if self.run.is_none() {
+            if let Some(wait) = self.awaits_contact(now) {
+                return Ok(Step::Wait(wait));
+            }
+            self.begin(now)?;
+        }
+        let progressed = self.turn(now)?;
+        self.marks(now)?;
+        self.upkeep(now)?;
+        if let Ending::Over(end) = self.drain_step(now)? {
+            self.outbox.tidy()?;
+            self.refresh_gauges(now);
+            return Ok(Step::Over(end));
+        }
+        Ok(Step::Wait(if progressed { Duration::ZERO } else { self.sleep(now) }))
     }
 
     /// One round of reading and appending. True if something was read. What is written behind the close is the next
@@ -389,26 +420,34 @@ impl Owner {
         }
     }
 
-    /// Takes all messages; sleeps until one comes or something is due.
-    fn receive(&mut self, busy: bool) -> Result<(), OwnerError> {
-        let mut wait = if busy { Duration::ZERO } else { self.sleep() };
+    /// Takes all messages that are there.
+    fn receive(&mut self, now: Instant) -> Result<(), OwnerError> {
         loop {
-            match self.inbox.recv_timeout(wait) {
-                Ok(message) => self.message(message)?,
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
-                Err(RecvTimeoutError::Disconnected) => {
+            match self.inbox.try_recv() {
+                Ok(message) => self.message(message, now)?,
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
                     // Nobody ships any more: the process is ending.
                     self.drain.abandon();
-                    std::thread::sleep(wait.min(self.options.idle));
                     return Ok(());
                 }
             }
-            wait = Duration::ZERO;
         }
     }
 
-    fn sleep(&self) -> Duration {
-        let now = Instant::now();
+    /// Sleeps until a message comes, `longest` at most.
+    fn wait(&mut self, longest: Duration) -> Result<(), OwnerError> {
+        match self.inbox.recv_timeout(longest) {
+            Ok(message) => self.message(message, Instant::now()),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(longest.min(self.options.idle));
+                Ok(())
+            }
+        }
+    }
+
+    fn sleep(&self, now: Instant) -> Duration {
         let dues = self.sources.iter().filter_map(|source| source.due_at(self.options.batching));
         let due = dues.min().map_or(self.options.idle, |at| at.saturating_duration_since(now));
         // A chunk that is due and waits for room or a declaration is tried again at the idle pace.

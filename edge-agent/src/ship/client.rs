@@ -1,8 +1,9 @@
-//! Requests to one aggregator: a lazily connected channel under tower layers.
+//! Requests to one aggregator: a lazily connected channel under tower layers. How a channel is made is passed in.
 //!
 //! Invariant: a request ends. It is answered, or it fails within the time-out; what became of it at the other side is
 //! not known then, and it is sent again under the same identity.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proto::ids::{AgentName, Origin};
@@ -12,14 +13,40 @@ use proto::wire::{
     AppendRequest, AppendResponse, IntervalSet as IntervalSetMessage, ProgressRequest, ProgressResponse,
 };
 use proto::{AGENT_HEADER, MAX_MESSAGE_BYTES, PAYLOAD_BYTES_HEADER};
+use tonic::body::Body;
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
-use tower::ServiceBuilder;
+use tonic::transport::Endpoint;
 use tower::timeout::Timeout;
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, ServiceExt};
 
 use super::balance::{Node, Outcome};
 use crate::outbox::read::{BatchReadError, BatchReader};
 use crate::ship::queue::Take;
+
+/// What carries requests to one aggregator.
+pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, tonic::Status>;
+
+/// Makes the channel to an aggregator; nothing is sent by that. The error says why its address cannot be one.
+pub type Dial = Arc<dyn Fn(&Node) -> Result<Channel, String> + Send + Sync>;
+
+/// Channels over TCP: connected when first used, and again whenever the connection was lost.
+pub fn network(timeout: Duration) -> Dial {
+    Arc::new(move |node| {
+        let endpoint = Endpoint::from_shared(format!("http://{node}"))
+            .map_err(|error| format!("aggregator address {node:?} is not HOST:PORT ({error})"))?
+            .connect_timeout(timeout.min(Duration::from_secs(5)))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .tcp_keepalive(Some(Duration::from_secs(30)));
+        Ok(Channel::new(endpoint.connect_lazy().map_err(|error| tonic::Status::from_error(error.into()))))
+    })
+}
+
+/// The time, by the clock that this task's timers go by.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// One aggregator; cheap to clone.
 #[derive(Debug, Clone)]
@@ -77,17 +104,11 @@ impl Asked {
 }
 
 impl Client {
-    /// Connects when first used, and again whenever the connection was lost.
-    pub fn new(node: &Node, agent: &AgentName, timeout: Duration) -> Result<Self, String> {
-        let endpoint = Endpoint::from_shared(format!("http://{node}"))
-            .map_err(|error| format!("aggregator address {node:?} is not HOST:PORT ({error})"))?
-            .connect_timeout(timeout.min(Duration::from_secs(5)))
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .tcp_keepalive(Some(Duration::from_secs(30)));
-        let service = ServiceBuilder::new().timeout(timeout).service(endpoint.connect_lazy());
+    /// Requests over `channel`, each within `timeout`.
+    pub fn new(node: &Node, agent: &AgentName, channel: Channel, timeout: Duration) -> Self {
+        let service = ServiceBuilder::new().timeout(timeout).service(channel);
         let ingest = IngestClient::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { node: node.clone(), agent: agent.clone(), ingest })
+        Self { node: node.clone(), agent: agent.clone(), ingest }
     }
 
     /// Reads one batch from the outbox and sends it, with the seqs of its origin that are known to be quarantined.
@@ -100,7 +121,7 @@ impl Client {
     ) -> Sent {
         let (place, node) = (take.stored.place, self.node.clone());
         let read = tokio::task::spawn_blocking(move || reader.read(place)).await;
-        let started = Instant::now();
+        let started = now();
         let result = match read {
             Ok(Ok(batch)) => {
                 let request = AppendRequest {
@@ -134,7 +155,7 @@ impl Client {
         declarations_version: u64,
         quarantined_known: Option<IntervalSetMessage>,
     ) -> Asked {
-        let started = Instant::now();
+        let started = now();
         let mut request = tonic::Request::new(ProgressRequest {
             agent: self.agent.to_string(),
             origin: origin.map(Origin::to_bytes).unwrap_or_default(),

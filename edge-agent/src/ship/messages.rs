@@ -1,10 +1,12 @@
 //! What the owner thread and the shipping task say to each other.
 
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use proto::ids::Origin;
 use proto::intervals::IntervalSet;
 use proto::wire;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::balance::Node;
 use crate::outbox::Stored;
@@ -106,4 +108,14 @@ pub enum FromShip {
     Stop,
     /// Read to the end, send everything, say *left*, and end.
     Leave,
+}
+
+/// How the shipping task talks with the owner thread.
+pub struct Talk {
+    /// From the owner.
+    pub commands: UnboundedReceiver<ToShip>,
+    /// To the owner.
+    pub owner: Sender<FromShip>,
+    /// Of the declarations that it holds already.
+    pub declarations_version: u64,
 }

@@ -3,10 +3,9 @@
 //! Invariant: an aggregator that holds batches of ours stays reachable for questions after it has left the list.
 
 use std::collections::HashSet;
-use std::time::Instant;
 
 use super::balance::{Node, Policy};
-use super::client::Client;
+use super::client::{Client, now};
 use super::{FAN_OUT, Ship};
 
 impl Ship {
@@ -30,15 +29,16 @@ impl Ship {
         needed.extend(self.queue.questions(usize::MAX).into_iter().map(|(node, _)| node));
         self.clients.retain(|node, _| needed.contains(node));
         self.balance.set_nodes(chosen);
-        self.next_status = Instant::now();
+        self.next_status = now();
     }
 
     pub(super) fn client(&mut self, node: &Node) -> Option<Client> {
         if let Some(client) = self.clients.get(node) {
             return Some(client.clone());
         }
-        match Client::new(node, &self.options.agent, self.options.timeout) {
-            Ok(client) => {
+        match (self.dial)(node) {
+            Ok(channel) => {
+                let client = Client::new(node, &self.options.agent, channel, self.options.timeout);
                 self.clients.insert(node.clone(), client.clone());
                 Some(client)
             }

@@ -1,10 +1,13 @@
 //! What the shipping task says of itself, and what it asks for nobody's sake but the truth: who holds what, and whether
 //! somebody else goes on with an origin of ours.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use rand::RngExt;
 
 use super::Ship;
 use super::balance::Node;
+use super::client::now;
 use super::messages::{DrainUntil, FromShip};
 
 /// Between two reports of which aggregator holds what.
@@ -31,8 +34,9 @@ impl Ship {
 
     /// For `outbox show`; now and then only, as it looks at every batch.
     fn report_stored(&mut self) {
-        let now = Instant::now();
-        if now >= self.next_stored {
+        let now = now();
+        if self.news && now >= self.next_stored {
+            self.news = false;
             self.next_stored = now + STORED_EVERY;
             self.gauges.set_stored_at(self.queue.stored_at());
         }
@@ -45,7 +49,7 @@ impl Ship {
         let Some(previous) = self.options.origins.first().copied().filter(|_| !self.contact.is_asking()) else {
             return;
         };
-        if let Some(node) = nodes.get(rand::random::<u64>() as usize % nodes.len().max(1)) {
+        if let Some(node) = nodes.get(self.rng.random::<u64>() as usize % nodes.len().max(1)) {
             self.ask(node, Some(previous));
         }
     }
