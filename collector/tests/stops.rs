@@ -1,5 +1,5 @@
-//! What ends a run: its directory is gone, a newer release was here, or the log is damaged. Each with a clear
-//! sentence, and nothing changed.
+//! What ends a run: its directory is gone, a record retired it, a newer release was here, or the log is damaged. Each with
+//! a clear sentence, and nothing changed.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -74,4 +74,29 @@ async fn a_run_whose_directory_is_gone_is_retired() {
     let reason = format!("{end:#}");
     assert!(reason.contains("retired") && reason.contains("_catchment/staging/col-1-"), "{reason}");
     assert_eq!(std::fs::read_dir(commits(dir.path())).unwrap().count(), 0);
+}
+
+/// Nothing is staged in it, and its directory is where it was.
+#[tokio::test]
+async fn a_run_that_idles_reads_the_record_that_retires_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let shutdown = Shutdown::new(Duration::from_secs(5));
+    let mut collector = Collector::start(config(dir.path()), shutdown).await.unwrap();
+    let begun = collector.status.wait_for(|snapshot| !snapshot.incarnation.is_empty()).await.unwrap();
+    let incarnation = begun.incarnation.clone();
+    drop(begun);
+    let retire = wire::Retire { incarnation: incarnation.clone(), reason: "as the test says".into() };
+    let record = wire::CommitRecord {
+        format: 1,
+        commit_id: vec![1; 16].into(),
+        incarnation: "col-2-other".into(),
+        action: Some(wire::commit_record::Action::Retire(retire)),
+        ..Default::default()
+    };
+    std::fs::write(commits(dir.path()).join(number_name(0)), encode_record(&record)).unwrap();
+    let end = tokio::time::timeout(PATIENCE, collector.join()).await.expect("it stops").unwrap_err();
+    let reason = format!("{end:#}");
+    assert!(reason.contains("this run is retired by record 0, written by col-2-other"), "{reason}");
+    assert!(dir.path().join("_catchment/staging").join(incarnation).is_dir(), "it deletes nothing");
+    assert_eq!(std::fs::read_dir(commits(dir.path())).unwrap().count(), 1);
 }

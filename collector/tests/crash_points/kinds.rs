@@ -21,6 +21,7 @@ pub const ALL: [&str; 9] =
     ["start", "sign of life", "publish", "compact", "seal", "retire", "expire", "checkpoint", "clean"];
 
 /// Knows which record a draft became and a staged file is named by.
+#[derive(Debug, Default)]
 pub struct Kinds {
     /// By the name of a draft, and by staged paths of files.
     records: BTreeMap<String, &'static str>,
@@ -53,7 +54,14 @@ impl Kinds {
             ("make_dirs", _) => "publish",
             (_, name) if name.starts_with("format-") => "start",
             (_, name) if name.starts_with("seen-") => "sign of life",
-            (_, name) if name.starts_with("marker-") || name == "_SUCCESS" || name == "_INCOMPLETE" => "seal",
+            (_, name)
+                if name.starts_with("marker-")
+                    || name.starts_with("taken-")
+                    || name == "_SUCCESS"
+                    || name == "_INCOMPLETE" =>
+            {
+                "seal"
+            }
             (_, name) if name.starts_with("checkpoint-") => "checkpoint",
             ("rename", _) if change.path.ends_with(".gone") => "retire",
             ("delete", _) if subject.ends_with(".gone") => "retire",

@@ -30,8 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::faulty::{Archive, FaultyStore, Switch};
 use crate::base::Base;
+use crate::faulty::{Archive, FaultyStore, Switch};
 
 /// The wall clock at the beginning.
 pub const BASE_UNIX_MS: i64 = 1_763_700_000_000;
@@ -223,7 +223,12 @@ async fn live(
     snapshot: watch::Sender<Snapshot>,
 ) -> End {
     let mut source = Seeded(SmallRng::seed_from_u64(seed));
-    let store = FaultyStore { inner: world.store.clone(), kept: world.kept.clone(), archive: Arc::clone(&world.archive), switch };
+    let store = FaultyStore {
+        inner: world.store.clone(),
+        kept: world.kept.clone(),
+        archive: Arc::clone(&world.archive),
+        switch,
+    };
     let store: Arc<dyn Store> = Arc::new(store);
     let config = config(collector);
     let begun = replay::begin(Arc::clone(&store), collector, &mut source, |_| ()).await?;
