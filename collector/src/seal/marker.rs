@@ -33,8 +33,10 @@ pub const INCOMPLETE: &str = "_INCOMPLETE";
 /// Begins the names of markers that were taken away to be replaced.
 pub const TAKEN: &str = "taken-";
 
+/// Longest marker that is read.
+pub const MAX_BYTES: u64 = 64 << 20;
+
 const FORMAT: u32 = 1;
-const MAX_BYTES: u64 = 64 << 20;
 const FILE_MODE: u32 = 0o640;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);

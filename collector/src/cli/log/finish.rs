@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::super::seal::Site;
 use super::Replay;
+use crate::chores::file_of;
 use crate::commit::solo::{self, Solo};
 use crate::log::files::{LogFiles, ReadRecord};
 use crate::log::view::{Finish, PartitionKey};
@@ -29,6 +30,7 @@ pub(super) async fn finish(site: &Site, asked: &Replay, print: impl Fn(&str)) ->
     let mut done = Done { dry_run: asked.dry_run, ..Done::default() };
     let replaced: Vec<&String> = records.iter().flat_map(|(_, finish)| &finish.remove).collect();
     let mut marked: Vec<PartitionKey> = Vec::new();
+    let mut left: Vec<wire::PublishedFile> = Vec::new();
     for (n, finish) in &records {
         let mut bring = Vec::new();
         for file in finish.bring.iter().filter(|file| !replaced.contains(&&file.r#final)) {
@@ -36,7 +38,9 @@ pub(super) async fn finish(site: &Site, asked: &Replay, print: impl Fn(&str)) ->
                 bring.push(file.clone());
             }
         }
-        let whole = bring_all(site, bring, &mut done).await;
+        let not_brought = bring_all(site, bring, &mut done).await;
+        let whole = not_brought.is_empty();
+        left.extend(not_brought);
         for path in finish.remove.iter().filter(|_| whole) {
             let there = match asked.dry_run {
                 true => site.store.stat(path).await?.is_some(),
@@ -51,6 +55,14 @@ pub(super) async fn finish(site: &Site, asked: &Replay, print: impl Fn(&str)) ->
     }
     marked.sort();
     marked.dedup();
+    // A marker counts files: whoever saw it would not look again when the last of them comes.
+    marked.retain(|key| {
+        let held = left.iter().any(|file| file_of(file, key));
+        if held {
+            done.left.push(format!("marker of {key}: written when all of its files are in their places"));
+        }
+        !held
+    });
     markers(site, &view, marked, &mut done).await?;
     print(&if asked.json { serde_json::to_string_pretty(&done)? } else { text(&done) });
     Ok(done.left.len())
@@ -76,20 +88,20 @@ async fn read(site: &Site) -> anyhow::Result<(View, Vec<(u64, Finish)>)> {
     Ok((view, records))
 }
 
-/// True if all are in their places now, or would be.
-async fn bring_all(site: &Site, files: Vec<wire::PublishedFile>, done: &mut Done) -> bool {
+/// What is not in its place then; nothing of what would be brought.
+async fn bring_all(site: &Site, files: Vec<wire::PublishedFile>, done: &mut Done) -> Vec<wire::PublishedFile> {
     let names: Vec<(String, String)> = files.iter().map(|f| (f.staged.clone(), f.r#final.clone())).collect();
     let mut kept = Vec::new();
     if !done.dry_run {
         let brought = publish::bring_all(&*site.store, &site.modes(), files).await;
-        kept.extend(brought.again.into_iter().chain(brought.stuck).map(|file| file.r#final));
-        done.left.extend(kept.iter().map(|path| {
-            format!("{path}: {}", brought.reason.as_deref().unwrap_or("the store refuses it, see the log above"))
-        }));
+        kept.extend(brought.again.into_iter().chain(brought.stuck));
+        let reason = brought.reason.as_deref().unwrap_or("the store refuses it, see the log above");
+        done.left.extend(kept.iter().map(|file| format!("{}: {reason}", file.r#final)));
     }
-    done.brought
-        .extend(names.into_iter().filter(|(_, to)| !kept.contains(to)).map(|(from, to)| format!("{from} -> {to}")));
-    kept.is_empty()
+    let is_kept = |to: &str| kept.iter().any(|file| file.r#final == to);
+    let brought = names.into_iter().filter(|(_, to)| !is_kept(to));
+    done.brought.extend(brought.map(|(from, to)| format!("{from} -> {to}")));
+    kept
 }
 
 /// Writes the markers that are missing or have a lower number.
@@ -109,6 +121,12 @@ async fn markers(site: &Site, view: &View, keys: Vec<PartitionKey>, done: &mut D
     let store = site.store.clone();
     let mut run = Solo::begin(store, "finish", site.modes(), Box::new(solo::System), waiting).await?;
     for (key, marker) in due {
+        // Its files may not be in their places yet.
+        if seal::marker(run.view(), &key).is_none_or(|newest| newest.number != marker.number) {
+            done.markers.retain(|path| *path != marker.path());
+            done.left.push(format!("marker of {key}: a record came meanwhile; run the same command again"));
+            continue;
+        }
         run.finish_marker(marker.number, &key, |marker| site.readable(&key, marker)).await?;
     }
     Ok(run.end().await?)
@@ -122,7 +140,7 @@ async fn number(store: &dyn Store, key: &PartitionKey) -> anyhow::Result<Option<
         if store.stat(&path).await?.is_none() {
             continue;
         }
-        let json = serde_json::from_slice::<serde_json::Value>(&store.read(&path, 1 << 20).await?);
+        let json = serde_json::from_slice::<serde_json::Value>(&store.read(&path, marker::MAX_BYTES).await?);
         highest = highest.max(json.ok().and_then(|json| json["seal"].as_u64()));
     }
     Ok(highest)
