@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use common::units::Span;
 use proto::ids::{AgentName, DatasetName, Origin, Partition};
 
 use super::DEFAULT_CONFIG;
@@ -87,6 +88,12 @@ pub struct Now {
     /// Seal as incomplete where something is missing, or where a named partition is not due.
     #[arg(long)]
     incomplete: bool,
+    /// Zone of the partitions, e.g. `UTC` or `Europe/Berlin`, where no configuration is given.
+    #[arg(long, value_parser = parse_zone)]
+    zone: Option<String>,
+    /// How long after its end a partition is due, where no configuration is given.
+    #[arg(long, default_value = "4h", requires = "zone")]
+    lateness: Span,
     /// Who asked for it; stands in the seal. Default: the user's name.
     #[arg(long)]
     by: Option<String>,
@@ -163,7 +170,7 @@ pub(super) struct Site {
     pub(super) store: Arc<dyn Store>,
     datasets: HashMap<DatasetName, Arc<DatasetConfig>>,
     inventory: Inventory,
-    /// Declarations were given; else those of datasets are defaults.
+    /// A configuration was given.
     declared: bool,
     compaction: CompactionConfig,
     /// Dead letters or quarantine are deleted when they are old.
@@ -216,22 +223,19 @@ impl Site {
         Ok(site)
     }
 
-    /// A dataset that is declared, or taken to be declared with defaults where no configuration is given.
-    fn with_defaults_for(&mut self, dataset: &DatasetName) -> anyhow::Result<Option<String>> {
+    /// A dataset that is declared, or is taken to be: `assumed` has its zone and lateness where no configuration is given.
+    fn declare(&mut self, dataset: &DatasetName, assumed: Option<(&str, Span)>) -> anyhow::Result<()> {
         if self.datasets.contains_key(dataset) {
-            return Ok(None);
+            return Ok(());
         }
-        if self.declared {
+        let Some((zone, allowed_lateness)) = assumed else {
             let names: Vec<&str> = self.datasets.keys().map(DatasetName::as_str).collect();
             bail!("dataset {dataset} is not declared in the configuration, which has {}", names.join(", "));
-        }
-        let defaults = DatasetConfig::named(dataset.as_str());
-        let said = format!(
-            "no configuration: {dataset} is taken to be in zone {} with a lateness of {}; give --config FILE if it is not",
-            defaults.zone, defaults.allowed_lateness
-        );
-        self.datasets.insert(dataset.clone(), Arc::new(defaults));
-        Ok(Some(said))
+        };
+        let assumed =
+            DatasetConfig { zone: zone.to_owned(), allowed_lateness, ..DatasetConfig::named(dataset.as_str()) };
+        self.datasets.insert(dataset.clone(), Arc::new(assumed));
+        Ok(())
     }
 
     pub(super) async fn read(&self) -> anyhow::Result<View> {
@@ -269,6 +273,11 @@ pub(super) fn parse_dataset(text: &str) -> Result<DatasetName, String> {
 
 pub(super) fn parse_agent(text: &str) -> Result<AgentName, String> {
     AgentName::new(text).map_err(|error| error.to_string())
+}
+
+fn parse_zone(text: &str) -> Result<String, String> {
+    let known = jiff::tz::TimeZone::get(text).is_ok();
+    known.then(|| text.to_owned()).ok_or_else(|| "no IANA time zone, e.g. UTC or Europe/Berlin".to_owned())
 }
 
 fn parse_origin(text: &str) -> Result<Origin, String> {

@@ -13,6 +13,7 @@ use proto::wire::commit_record::Action;
 use super::draft::Author;
 use super::driver::Driver;
 use super::{CommitId, Draft, Effect, Planner, Stop};
+use crate::housekeeping::seen::{Seen, Shown};
 use crate::log::files::{LogError, LogFiles, ReadRecord};
 use crate::log::view::{Applied, Finish, PartitionKey, partitions};
 use crate::log::{Layout, View};
@@ -22,6 +23,8 @@ use crate::seal::{self, Marker};
 use crate::store::{Store, StoreError};
 
 const POLL: Duration = Duration::from_millis(20);
+/// Between two signs of life: far below the shortest sensible `housekeeping.retire_after`.
+const SIGN_EVERY: Duration = Duration::from_secs(20);
 /// Readings of a log that others clean meanwhile.
 const READINGS: usize = 5;
 
@@ -31,9 +34,12 @@ pub enum SoloError {
     /// The log says that it cannot be done.
     #[error("{0}")]
     Refused(String),
+    /// It showed no sign of life for so long that a collector retired it.
+    #[error("a collector retired this command, since it showed no sign of life for long: call it again")]
+    Retired,
     /// This run cannot go on.
     #[error("{0}")]
-    Stop(#[from] Stop),
+    Stop(Stop),
     /// The record is in the log; something that it asks for is left to the collectors, or to the same command again.
     #[error("record {n} is written, and finished by the collectors or by the same command again: {left}")]
     Unfinished {
@@ -42,6 +48,15 @@ pub enum SoloError {
         /// What is left.
         left: String,
     },
+}
+
+impl From<Stop> for SoloError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Retired(_) | Stop::RetiredBy { .. } => Self::Retired,
+            Stop::Stale { .. } | Stop::Newer(_) | Stop::Log(_) => Self::Stop(stop),
+        }
+    }
 }
 
 /// What the log says at this moment; changes nothing.
@@ -72,6 +87,7 @@ async fn read_once(store: &Arc<dyn Store>) -> Result<View, LogError> {
     while let ReadRecord::Record(record) = log.record(view.next()).await? {
         view.apply(view.next(), &record).map_err(broken)?;
     }
+    log.check_end(view.next()).await?;
     Ok(view)
 }
 
@@ -87,7 +103,11 @@ pub struct Solo {
     view: View,
     /// Records behind the checkpoint, and what each may still ask for.
     records: Vec<(u64, Finish)>,
+    seen: Seen,
+    sign_due: Instant,
     committed: bool,
+    /// Everything is in its place; only its own retire is left to write.
+    ending: bool,
     /// It cannot go on; whatever it left is the collectors'.
     stopped: bool,
 }
@@ -120,7 +140,10 @@ impl Solo {
             source,
             view: begun.replayed.view,
             records: begun.replayed.records,
+            seen: begun.replayed.seen,
+            sign_due: Instant::now() + SIGN_EVERY,
             committed: false,
+            ending: false,
             stopped: false,
         })
     }
@@ -156,9 +179,41 @@ impl Solo {
         }
     }
 
+    /// Does long work between two commits, and shows meanwhile that this run lives.
+    pub async fn while_alive<T>(&mut self, work: impl Future<Output = T>) -> Result<T, SoloError> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let until = tokio::time::Instant::from_std(self.sign_due);
+            match tokio::time::timeout_at(until, &mut work).await {
+                Ok(done) => return Ok(done),
+                Err(_) => self.show_sign().await?,
+            }
+        }
+    }
+
+    /// Shows a sign of life if one is due.
+    async fn show_sign(&mut self) -> Result<(), SoloError> {
+        if Instant::now() < self.sign_due {
+            return Ok(());
+        }
+        self.sign_due = Instant::now() + SIGN_EVERY;
+        match self.seen.show(&**self.log.store(), &self.layout, self.planner.read()).await {
+            Shown::Done => Ok(()),
+            Shown::Gone => {
+                self.stopped = true;
+                Err(SoloError::Retired)
+            }
+            Shown::Later(reason) => {
+                tracing::info!(reason, "no sign of life could be shown now");
+                Ok(())
+            }
+        }
+    }
+
     /// Until the draft is a record (its number) or dead.
     async fn drive(&mut self) -> Result<Option<u64>, SoloError> {
         loop {
+            self.show_sign().await?;
             let now = Instant::now();
             let Some(step) = self.planner.poll(now) else {
                 tokio::time::sleep(POLL).await;
@@ -186,7 +241,7 @@ impl Solo {
 
     fn apply(&mut self, n: u64, record: &wire::CommitRecord) -> Result<Applied, SoloError> {
         let applied = self.view.apply(n, record).map_err(|error| Stop::Log(error.to_string()))?;
-        if applied.retired.as_deref() == Some(self.layout.incarnation()) && !self.committed {
+        if applied.retired.as_deref() == Some(self.layout.incarnation()) && !self.ending {
             return Err(Stop::RetiredBy { n, incarnation: record.incarnation.clone() }.into());
         }
         self.records.push((n, applied.finish.clone()));
@@ -235,10 +290,15 @@ impl Solo {
             return Ok(());
         }
         self.nothing_staged().await?;
+        self.ending = true;
         if self.committed {
             let incarnation = self.layout.incarnation().to_owned();
             let retire = wire::Retire { incarnation, reason: "the tool is done".into() };
-            self.commit(|_, _| Ok(Action::Retire(retire.clone()))).await?;
+            match self.commit(|_, _| Ok(Action::Retire(retire.clone()))).await {
+                // Somebody else said so first.
+                Ok(_) | Err(SoloError::Retired) => {}
+                Err(error) => return Err(error),
+            }
         }
         let staging = self.layout.staging();
         if let Err(error) = self.log.store().delete(&staging, true).await {
@@ -289,5 +349,78 @@ pub async fn is_in_use(store: &dyn Store) -> Result<bool, StoreError> {
         Ok(bytes) => Ok(bytes != Bytes::new()),
         Err(StoreError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::housekeeping::seen::{self, Sign};
+    use crate::store::{DestinationConfig, open};
+
+    async fn solo(store: &Arc<dyn Store>) -> Solo {
+        Solo::begin(Arc::clone(store), "tool", DirModes::default(), Box::new(System), |_| ()).await.unwrap()
+    }
+
+    fn store(dir: &tempfile::TempDir) -> Arc<dyn Store> {
+        open(&DestinationConfig::new(format!("file://{}", dir.path().display()))).unwrap()
+    }
+
+    fn forget(agent: &str) -> Action {
+        Action::Forget(wire::Forget { agent: agent.into(), reason: String::new() })
+    }
+
+    async fn retire(store: &Arc<dyn Store>, other: &Solo) {
+        let mut by = solo(store).await;
+        let retire =
+            wire::Retire { incarnation: other.layout().incarnation().to_owned(), reason: "it fell silent".into() };
+        by.commit(|_, _| Ok(Action::Retire(retire.clone()))).await.unwrap();
+        by.end().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_was_retired_commits_nothing_more_whatever_it_committed_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir);
+        let mut tool = solo(&store).await;
+        tool.commit(|_, _| Ok(forget("web-1"))).await.unwrap();
+        retire(&store, &tool).await;
+        let records = read_only(&store).await.unwrap().next();
+        let error = tool.commit(|_, _| Ok(forget("web-2"))).await.unwrap_err();
+        assert!(matches!(error, SoloError::Retired), "{error}");
+        assert!(error.to_string().contains("call it again"));
+        assert_eq!(read_only(&store).await.unwrap().next(), records);
+        tool.end().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_is_retired_when_all_is_done_has_done_its_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir);
+        let mut tool = solo(&store).await;
+        tool.commit(|_, _| Ok(forget("web-1"))).await.unwrap();
+        retire(&store, &tool).await;
+        tool.end().await.unwrap();
+        assert_eq!(store.list(crate::log::layout::STAGING).await.unwrap(), Vec::new());
+    }
+
+    #[tokio::test]
+    async fn long_work_shows_that_it_lives_and_ends_when_its_directory_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir);
+        let mut tool = solo(&store).await;
+        let staging = tool.layout().staging();
+        let sign = async |store: &Arc<dyn Store>| -> Option<Sign> {
+            let entries = store.list(&staging).await.unwrap();
+            seen::highest(entries.iter().map(|entry| entry.name.as_str()))
+        };
+        let first = sign(&store).await.unwrap();
+        tool.sign_due = Instant::now();
+        tool.while_alive(tokio::time::sleep(Duration::from_millis(5))).await.unwrap();
+        assert!(sign(&store).await.unwrap() > first);
+        store.delete(&staging, true).await.unwrap();
+        tool.sign_due = Instant::now();
+        let work = tool.while_alive(std::future::pending::<()>()).await;
+        assert!(matches!(work, Err(SoloError::Retired)));
     }
 }

@@ -8,7 +8,6 @@ use proto::ids::DatasetName;
 use proto::wire;
 use proto::wire::commit_record::Action;
 use serde::Serialize;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::acts::begin;
@@ -25,6 +24,13 @@ use crate::seal::{Wait, assess};
 
 /// Rounds of compaction before a seal.
 const COMPACTIONS: usize = 2;
+
+/// Everything, as JSON.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    partitions: &'a [Outcome],
+    notes: &'a [String],
+}
 
 /// What became of one partition.
 #[derive(Debug, Serialize)]
@@ -60,9 +66,9 @@ enum Found {
 /// Does it.
 pub(super) async fn now(mut site: Site, now: &Now, print: impl Fn(&str)) -> anyhow::Result<()> {
     let view = site.read().await?;
-    let (keys, said) = asked(&mut site, &view, now)?;
+    let (keys, notes) = asked(&mut site, &view, now)?;
     if !now.how.json {
-        said.iter().for_each(|said| print(said));
+        notes.iter().for_each(|note| print(note));
     }
     let by = now.by.clone().unwrap_or_else(user);
     let (mut outcomes, mut tool, mut failed) = (Vec::new(), None, None);
@@ -85,7 +91,7 @@ pub(super) async fn now(mut site: Site, now: &Now, print: impl Fn(&str)) -> anyh
         None => Ok(()),
     };
     if now.how.json {
-        print(&serde_json::to_string_pretty(&outcomes)?);
+        print(&serde_json::to_string_pretty(&Report { partitions: &outcomes, notes: &notes })?);
     } else if keys.is_empty() {
         print("nothing is due: `seal status` shows what is open and until when");
     }
@@ -116,11 +122,24 @@ impl Outcome {
 
 /// The partitions that are meant, in order, and what is to be said of those that are not.
 fn asked(site: &mut Site, view: &View, now: &Now) -> anyhow::Result<(Vec<PartitionKey>, Vec<String>)> {
-    let mut said = Vec::new();
+    let mut notes = Vec::new();
+    let assumed = match (site.declared, &now.zone) {
+        (true, None) => None,
+        (true, Some(_)) => bail!("--zone is for where no configuration is given: the configuration says the zone"),
+        (false, Some(zone)) => {
+            notes
+                .push("no configuration: small files are not joined, and markers get the modes of defaults".to_owned());
+            Some((zone.as_str(), now.lateness))
+        }
+        (false, None) => bail!(
+            "without a configuration nobody knows when a day is over: give --config FILE of the collectors, or --zone and \
+             --lateness of the dataset (`--zone UTC --lateness 4h`)"
+        ),
+    };
     if let Some(dataset) = &now.dataset {
-        said.extend(site.with_defaults_for(dataset)?);
+        site.declare(dataset, assumed)?;
         if let Some(partition) = now.partition {
-            return Ok((vec![PartitionKey { dataset: dataset.clone(), partition }], said));
+            return Ok((vec![PartitionKey { dataset: dataset.clone(), partition }], notes));
         }
     }
     let meant = |key: &PartitionKey| {
@@ -132,12 +151,9 @@ fn asked(site: &mut Site, view: &View, now: &Now) -> anyhow::Result<(Vec<Partiti
     datasets.dedup();
     let mut left_out = Vec::new();
     for dataset in datasets {
-        match site.with_defaults_for(&dataset) {
-            Ok(defaults) => said.extend(defaults),
-            Err(error) => {
-                said.push(format!("left out: {error:#}"));
-                left_out.push(dataset);
-            }
+        if let Err(error) = site.declare(&dataset, assumed) {
+            notes.push(format!("left out: {error:#}"));
+            left_out.push(dataset);
         }
     }
     let due = |key: &PartitionKey| {
@@ -151,7 +167,7 @@ fn asked(site: &mut Site, view: &View, now: &Now) -> anyhow::Result<(Vec<Partiti
     {
         bail!("no dataset has an open partition {}; `seal status` shows what is there", partition.path());
     }
-    Ok((keys, said))
+    Ok((keys, notes))
 }
 
 async fn one(
@@ -218,24 +234,35 @@ fn check(site: &Site, view: &View, key: &PartitionKey, now: &Now, by: &str, now_
 }
 
 async fn seal_by(tool: &mut Tool, site: &Site, key: &PartitionKey, now: &Now, by: &str) -> anyhow::Result<u64> {
-    if let Err(reason) = tool.solo.finish_files(key).await {
-        bail!("{key} is not sealed: {reason}; try again when its collector has finished");
+    finish_files(&tool.solo, key).await?;
+    if site.declared {
+        compact_first(tool, site, key).await?;
     }
-    compact_first(tool, site, key).await?;
     let solo = &mut tool.solo;
     let committed = solo.commit(|view, now_unix_ms| match check(site, view, key, now, by, now_unix_ms)? {
         Found::Sealable(seal, _) => Ok(Action::Seal(wire::Seal { partitions: vec![*seal] })),
         Found::Incomplete(..) => Err(format!("{key} is not sealed: the counts do not close any more, look again")),
     });
     let n = committed.await?;
+    // Records that came between are in the seal: readers of the marker must find their files, and none that they replaced.
+    if let Err(left) = solo.finish_files(key).await {
+        return Err(SoloError::Unfinished { n, left }.into());
+    }
     solo.finish_marker(n, key, |marker| site.readable(key, marker)).await?;
     Ok(n)
+}
+
+async fn finish_files(solo: &Solo, key: &PartitionKey) -> anyhow::Result<()> {
+    match solo.finish_files(key).await {
+        Ok(()) => Ok(()),
+        Err(reason) => bail!("{key} is not sealed: {reason}; try again when its collector has finished"),
+    }
 }
 
 /// Joins small files. What cannot be joined stays as it is: that holds no seal back.
 async fn compact_first(tool: &mut Tool, site: &Site, key: &PartitionKey) -> anyhow::Result<()> {
     let Tool { solo, groups } = tool;
-    let budget = Budget::new(&site.compaction, watch::channel(false).1);
+    let budget = Budget::alone(&site.compaction);
     let dataset = &site.datasets[&key.dataset];
     for _ in 0..COMPACTIONS {
         let open = solo.view().partitions().open().find(|(open, ..)| *open == key).map(|(_, _, open)| open);
@@ -244,7 +271,9 @@ async fn compact_first(tool: &mut Tool, site: &Site, key: &PartitionKey) -> anyh
         };
         let next = || groups.next().unwrap_or_default();
         let (progress, stop) = (Progress::default(), CancellationToken::new());
-        let compact = match compact::run(&site.store, solo.layout(), plan, next, &budget, &progress, stop).await {
+        let layout = solo.layout().clone();
+        let joining = compact::run(&site.store, &layout, plan, next, &budget, &progress, stop);
+        let compact = match solo.while_alive(joining).await? {
             Ok(compact) => compact,
             Err(error) => {
                 tracing::warn!(%error, "sealed without joining its small files");
@@ -260,13 +289,12 @@ async fn compact_first(tool: &mut Tool, site: &Site, key: &PartitionKey) -> anyh
             Err(SoloError::Refused(reason)) => {
                 tracing::info!(reason, "small files are not joined here");
                 compact::abandon(&*site.store, &compact).await;
-                return Ok(());
+                // The files of the run that was faster come to their places before the seal, as do its deletions.
+                return finish_files(solo, key).await;
             }
             Err(error) => return Err(error.into()),
         }
-        if let Err(reason) = solo.finish_files(key).await {
-            bail!("{key} is not sealed: {reason}; the collectors finish that");
-        }
+        finish_files(solo, key).await?;
     }
     Ok(())
 }
