@@ -1,7 +1,9 @@
 //! `Ingest`: what agents call. Checks a batch, hands it to the channel, waits for its answer.
 //!
 //! Invariants: *durable* is answered only after the channel's owner said so (I1); nothing durable is done in here, since
-//! the transport may drop these futures at any time; every refusal names its reason.
+//! the transport may drop these futures at any time; every refusal names its reason; *wrong*, which makes an agent give a
+//! batch up for good, is answered only to what can never be right: over a protocol limit, or without a decodable header.
+//! What may have been damaged or misnamed on its way is to be sent again, elsewhere.
 
 pub mod permits;
 
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use proto::header::{Header, HeaderError, Kind, PayloadError};
+use proto::header::{Header, HeaderError, PayloadError};
 use proto::ids::{AgentName, Origin};
 use proto::intervals::IntervalSet;
 use proto::wire::{self, AppendRequest, AppendResponse, BusyReason, WrongReason, append_response, ingest_server};
@@ -27,6 +29,9 @@ const UNDECLARED_DELAY_MS: u64 = 2000;
 const DRAINING_DELAY_MS: u64 = 1000;
 const NO_PERMIT_DELAY_MS: u64 = 200;
 
+/// Most characters of a name that a peer gave, in a log or an answer.
+const NAME_CHARS: usize = 128;
+
 /// Answers by kind, since the start.
 #[derive(Debug, Default)]
 pub struct IngestStats {
@@ -34,14 +39,42 @@ pub struct IngestStats {
     pub durable: AtomicU64,
     /// Busy, by reason: index = the reason's number on the wire.
     pub busy: [AtomicU64; 6],
-    /// Nothing stored, elsewhere.
-    pub retry: AtomicU64,
+    /// Nothing stored, elsewhere, by reason: index = the [`RetryReason`].
+    pub retry: [AtomicU64; RetryReason::ALL.len()],
     /// Over a limit, or not decodable.
     pub wrong: AtomicU64,
     /// A newer format.
     pub unsupported: AtomicU64,
     /// Appends handed to the channel and not answered.
     pub in_flight: AtomicU64,
+}
+
+/// Why nothing was stored though another time, or another aggregator, may store it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryReason {
+    /// The storage failed, or the channel has stopped.
+    Storage = 0,
+    /// The payload does not match its CRC.
+    Crc = 1,
+    /// The payload is shorter or longer than its header says.
+    Length = 2,
+    /// The transport names another agent than the batch, or none.
+    Identity = 3,
+}
+
+impl RetryReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Storage, Self::Crc, Self::Length, Self::Identity];
+
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Storage => "storage",
+            Self::Crc => "crc",
+            Self::Length => "length",
+            Self::Identity => "identity",
+        }
+    }
 }
 
 /// What answers need of this process. Cheap to clone.
@@ -97,12 +130,26 @@ impl Node {
         self.answer(answer, version, OfOrigin::default())
     }
 
+    /// Nothing stored: send it again, elsewhere.
+    fn retry(&self, because: RetryReason, reason: String) -> append_response::Answer {
+        self.stats.retry[because as usize].fetch_add(1, Ordering::Relaxed);
+        append_response::Answer::Retry(wire::Retry { reason })
+    }
+
+    /// One that a good batch of our agents gets only when something between them and us is broken.
+    fn refuse(&self, agent: &str, Refusal { because, reason }: Refusal) -> append_response::Answer {
+        let agent: String = agent.chars().take(NAME_CHARS).collect();
+        tracing::warn!(agent, because = because.name(), reason, "an append was refused, to be sent again");
+        self.retry(because, reason)
+    }
+
     fn count(&self, answer: &append_response::Answer) {
         use append_response::Answer;
         let counter = match answer {
             Answer::Durable(_) => &self.stats.durable,
             Answer::Busy(busy) => self.stats.busy.get(busy.reason as usize).unwrap_or(&self.stats.busy[0]),
-            Answer::Retry(_) => &self.stats.retry,
+            // Counted where its reason is known.
+            Answer::Retry(_) => return,
             Answer::Wrong(wrong) => {
                 tracing::warn!(detail = wrong.detail, "an append was refused as wrong");
                 &self.stats.wrong
@@ -181,13 +228,13 @@ impl Ingest {
                         SHARE_DELAY_MS,
                         "the channel is more than half full and more than a quarter of it is this agent's",
                     ),
-                    Appended::Failed(reason) => append_response::Answer::Retry(wire::Retry { reason }),
+                    Appended::Failed(reason) => self.node.retry(RetryReason::Storage, reason),
                 };
                 (told, OfOrigin { committed: answer.committed, quarantined: answer.quarantined })
             }
             Err(_) => {
                 let reason = "the channel has stopped".to_owned();
-                (append_response::Answer::Retry(wire::Retry { reason }), OfOrigin::default())
+                (self.node.retry(RetryReason::Storage, reason), OfOrigin::default())
             }
         }
     }
@@ -207,8 +254,13 @@ impl ingest_server::Ingest for Ingest {
         let named =
             request.metadata().get(proto::AGENT_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let AppendRequest { agent, header, payload, declarations_version, quarantined_known } = request.into_inner();
-        let checked = check_identity(named.as_deref(), &agent)
-            .and_then(|agent| Ok((agent, check_batch(header, &payload)?)))
+        let checked = check_identity(named.as_deref(), &agent).map_err(|refusal| self.node.refuse(&agent, refusal));
+        let checked = checked
+            .and_then(|name| Ok((name, check_batch(header, &payload)?)))
+            .and_then(|(name, header)| {
+                check_payload(&header, &payload).map_err(|refusal| self.node.refuse(&agent, refusal))?;
+                Ok((name, header))
+            })
             .and_then(|(agent, header)| self.check_dataset(&agent, &header).map(|()| (agent, header)));
         let (answer, mut origin) = match checked {
             Err(refused) => (refused, OfOrigin::default()),
@@ -248,21 +300,27 @@ impl ingest_server::Ingest for Ingest {
     }
 }
 
+/// An append that may be right the next time.
+#[derive(Debug)]
+struct Refusal {
+    because: RetryReason,
+    reason: String,
+}
+
 /// The agent as the transport names it; the body has to say the same.
-fn check_identity(named: Option<&str>, claimed: &str) -> Result<AgentName, append_response::Answer> {
+fn check_identity(named: Option<&str>, claimed: &str) -> Result<AgentName, Refusal> {
+    let refusal = |reason| Refusal { because: RetryReason::Identity, reason };
     match named {
-        Some(named) if named == claimed => {
-            AgentName::new(claimed).map_err(|error| wrong(WrongReason::Identity, error.to_string()))
-        }
+        Some(named) if named == claimed => AgentName::new(claimed).map_err(|error| refusal(error.to_string())),
         Some(named) => {
-            let claimed: String = claimed.chars().take(128).collect();
-            Err(wrong(WrongReason::Identity, format!("the transport names agent {named:?}, the batch {claimed:?}")))
+            let claimed: String = claimed.chars().take(NAME_CHARS).collect();
+            Err(refusal(format!("the transport names agent {named:?}, the batch {claimed:?}")))
         }
-        None => Err(wrong(WrongReason::Identity, format!("the request has no metadata {}", proto::AGENT_HEADER))),
+        None => Err(refusal(format!("the request has no metadata {}", proto::AGENT_HEADER))),
     }
 }
 
-/// Header and payload as they came.
+/// Within the limits, and with a header that can be decoded?
 fn check_batch(header: Bytes, payload: &[u8]) -> Result<Header, append_response::Answer> {
     if header.len() > proto::MAX_HEADER_BYTES || payload.len() > proto::MAX_PAYLOAD_BYTES {
         let detail = format!(
@@ -275,20 +333,24 @@ fn check_batch(header: Bytes, payload: &[u8]) -> Result<Header, append_response:
         return Err(wrong(WrongReason::TooLarge, detail));
     }
     let claims = claimed_bytes(&header);
-    let header = Header::decode(header).map_err(|error| match error {
+    Header::decode(header).map_err(|error| match error {
         HeaderError::Unsupported { .. } => {
             append_response::Answer::Unsupported(wire::Unsupported { newest_format: proto::FORMAT })
         }
         error if claims > proto::MAX_PAYLOAD_BYTES as u64 => wrong(WrongReason::TooLarge, error.to_string()),
         error => wrong(WrongReason::Header, error.to_string()),
-    })?;
-    if matches!(&header.kind, Kind::Data(_)) || !payload.is_empty() {
-        header.check_payload(payload).map_err(|error| match error {
-            PayloadError::Length { .. } => wrong(WrongReason::Header, error.to_string()),
-            PayloadError::Crc { .. } => wrong(WrongReason::Crc, error.to_string()),
-        })?;
-    }
-    Ok(header)
+    })
+}
+
+/// The payload is what its header says?
+fn check_payload(header: &Header, payload: &[u8]) -> Result<(), Refusal> {
+    header.check_payload(payload).map_err(|error| {
+        let because = match error {
+            PayloadError::Length { .. } => RetryReason::Length,
+            PayloadError::Crc { .. } => RetryReason::Crc,
+        };
+        Refusal { because, reason: error.to_string() }
+    })
 }
 
 /// The largest size that a header claims, whatever else is wrong with it.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::channel::ChannelHandle;
 use crate::declarations::Declarations;
 use crate::forward::{CollectorView, ForwardStats};
-use crate::ingest::Node;
+use crate::ingest::{Node, RetryReason};
 
 /// Boundaries of the fsync histogram, in seconds.
 const SYNC_BOUNDARIES: [f64; 12] = [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0];
@@ -230,7 +230,9 @@ fn register_appends(meter: &Meter, sources: &Sources) {
                 to.observe(count, &[KeyValue::new("answer", answer), KeyValue::new("reason", reason)]);
             };
             observe("durable", String::new(), stats.durable.load(Ordering::Relaxed));
-            observe("retry", String::new(), stats.retry.load(Ordering::Relaxed));
+            for (reason, counter) in RetryReason::ALL.iter().zip(&stats.retry) {
+                observe("retry", reason.name().to_owned(), counter.load(Ordering::Relaxed));
+            }
             observe("wrong", String::new(), stats.wrong.load(Ordering::Relaxed));
             observe("unsupported", String::new(), stats.unsupported.load(Ordering::Relaxed));
             for (number, counter) in stats.busy.iter().enumerate().skip(1) {

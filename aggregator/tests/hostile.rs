@@ -5,6 +5,7 @@ mod fakes;
 
 use std::time::Duration;
 
+use aggregator::ingest::RetryReason;
 use bytes::Bytes;
 use fakes::{Agent, Collector, Running, Script, batch, config, data_of, eventually, origin, start};
 use prost::Message;
@@ -44,6 +45,20 @@ impl Scene {
         }
     }
 
+    /// Damaged or misnamed on its way: *wrong* would make its agent throw a good batch away.
+    async fn sent_again(&mut self, request: tonic::Request<wire::AppendRequest>, says: &str) {
+        let answer = self.agent.client.append(request).await.unwrap().into_inner().answer.unwrap();
+        let Answer::Retry(retry) = answer else { panic!("{answer:?}") };
+        assert!(retry.reason.contains(says), "{retry:?}");
+        let stats = self.running.sources.node.stats();
+        assert_eq!(stats.wrong.load(std::sync::atomic::Ordering::Relaxed), 0);
+    }
+
+    /// Appends refused for this reason, as the metrics have it.
+    fn retried(&self, reason: RetryReason) -> u64 {
+        self.running.sources.node.stats().retry[reason as usize].load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// The right batch of the same identity is taken and delivered; nothing else was.
     async fn lands_all_the_same(mut self) {
         self.agent.append_durable(origin(1), 1, b"abc").await;
@@ -69,14 +84,17 @@ const PAYLOAD: Bytes = Bytes::from_static(b"abc");
 async fn a_wrong_crc() {
     let mut scene = scene().await;
     let crc = header(|_, data| data.payload_crc32c ^= 1);
-    assert_eq!(scene.wrong(crc, PAYLOAD).await, WrongReason::Crc);
+    scene.sent_again(scene.agent.request(crc, PAYLOAD), "CRC32C").await;
+    assert_eq!(scene.retried(RetryReason::Crc), 1);
     scene.lands_all_the_same().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_truncated_payload() {
     let mut scene = scene().await;
-    assert_eq!(scene.wrong(header(|_, _| {}), Bytes::from_static(b"ab")).await, WrongReason::Header);
+    let cut = Bytes::from_static(b"ab");
+    scene.sent_again(scene.agent.request(header(|_, _| {}), cut), "2 bytes, its header says 3").await;
+    assert_eq!(scene.retried(RetryReason::Length), 1);
     scene.lands_all_the_same().await;
 }
 
@@ -141,9 +159,11 @@ async fn the_body_has_to_name_the_agent_of_the_transport() {
     let mut scene = scene().await;
     let mut request = scene.agent.request(header(|_, _| {}), PAYLOAD);
     request.metadata_mut().insert(proto::AGENT_HEADER, "web-2".parse().unwrap());
-    let answer = scene.agent.client.append(request).await.unwrap().into_inner().answer.unwrap();
-    let Answer::Wrong(wrong) = answer else { panic!("{answer:?}") };
-    assert_eq!(wrong.reason(), WrongReason::Identity);
+    scene.sent_again(request, "the transport names agent \"web-2\"").await;
+    let mut request = scene.agent.request(header(|_, _| {}), PAYLOAD);
+    request.metadata_mut().remove(proto::AGENT_HEADER);
+    scene.sent_again(request, proto::AGENT_HEADER).await;
+    assert_eq!(scene.retried(RetryReason::Identity), 2);
     let asked = wire::ProgressRequest { agent: "web-2".into(), origin: origin(1).to_bytes(), ..Default::default() };
     let mut request = tonic::Request::new(asked);
     request.metadata_mut().insert(proto::AGENT_HEADER, "web-1".parse().unwrap());
