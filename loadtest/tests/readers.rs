@@ -7,7 +7,7 @@ mod scene;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU64;
 
 use loadtest::cluster::spec::{Dataset, Tier};
@@ -17,6 +17,7 @@ use loadtest::run;
 use loadtest::verify::input;
 use loadtest::verify::masker::Masker;
 
+use scene::python::{python, said};
 use scene::{dataset, program};
 
 const PAGE: &str = include_str!("../../collector/docs/reading.md");
@@ -43,29 +44,6 @@ fn blocks(of: &str) -> Vec<String> {
     }
     assert!(!blocks.is_empty(), "the page has no {of} example any more");
     blocks
-}
-
-/// A Python with what the examples import. Made once for a target directory.
-fn python() -> PathBuf {
-    if let Some(python) = std::env::var_os("CATCHMENT_TEST_PYTHON") {
-        return python.into();
-    }
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reader-venv");
-    let python = venv.join("bin/python");
-    let works =
-        || Command::new(&python).args(["-c", "import duckdb, pyspark"]).output().is_ok_and(|o| o.status.success());
-    if !works() {
-        let made = Command::new("python3").args(["-m", "venv"]).arg(&venv).output().expect("python3 can be started");
-        assert!(made.status.success(), "{}", said(&made));
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "duckdb", "pyspark>=4.0,<5"];
-        let installed = Command::new(&python).args(pip).output().expect("the venv has a python");
-        assert!(installed.status.success() && works(), "{}", said(&installed));
-    }
-    python
-}
-
-fn said(output: &Output) -> String {
-    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Runs the logs through a cluster of its own into `dest`, then seals a day by hand if no rule has sealed it yet.

@@ -1,6 +1,7 @@
 //! What the whole-system tests share: small runs of real processes, and a search for bytes that must be nowhere.
 
 pub mod day;
+pub mod python;
 
 use std::fs;
 use std::io::Read;
