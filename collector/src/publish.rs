@@ -16,7 +16,7 @@ const PARALLEL: usize = 8;
 const PRIVATE_DIR: u32 = 0o700;
 const DEFAULT_DIR: u32 = 0o750;
 
-/// Modes and groups of partition directories, by dataset.
+/// Modes and groups of the directories of datasets, by dataset.
 #[derive(Debug, Clone, Default)]
 pub struct DirModes(HashMap<String, (u32, Option<String>)>);
 
@@ -30,7 +30,9 @@ impl DirModes {
         if file.kind() != wire::FileKind::Data {
             return (PRIVATE_DIR, None);
         }
-        self.0.get(&file.dataset).map_or((DEFAULT_DIR, None), |(mode, group)| (*mode, group.as_deref()))
+        // Late events lie in a dataset of their own that nobody declares: as readable as what they missed.
+        let dataset = if file.late_of.is_empty() { &file.dataset } else { &file.late_of };
+        self.0.get(dataset).map_or((DEFAULT_DIR, None), |(mode, group)| (*mode, group.as_deref()))
     }
 }
 
@@ -120,14 +122,22 @@ async fn try_bring(store: &dyn Store, modes: &DirModes, file: &wire::PublishedFi
     }
 }
 
+/// Makes every directory below the root that is missing, with mode and group: who may read the last one must be able to
+/// reach it. Those that are there belong to whoever made them.
 async fn make_parent(store: &dyn Store, modes: &DirModes, file: &wire::PublishedFile) -> Result<(), StoreError> {
     let (mode, group) = modes.of(file);
-    let dir = parent_of(file);
-    store.make_dirs(dir, mode).await?;
-    if group.is_some()
-        && let Err(error) = store.set_attributes(dir, mode, group).await
-    {
-        tracing::warn!(dir, %error, "mode or group of a partition directory cannot be set");
+    let parent = parent_of(file);
+    let ends = parent.match_indices('/').map(|(at, _)| at).chain([parent.len()]);
+    for dir in ends.map(|end| &parent[..end]) {
+        if store.stat(dir).await?.is_some() {
+            continue;
+        }
+        store.make_dirs(dir, mode).await?;
+        if group.is_some()
+            && let Err(error) = store.set_attributes(dir, mode, group).await
+        {
+            tracing::warn!(dir, %error, "mode or group of a partition directory cannot be set");
+        }
     }
     Ok(())
 }
@@ -145,4 +155,70 @@ async fn taken(store: &dyn Store, file: &wire::PublishedFile) -> Result<Brought,
 
 async fn at_final(store: &dyn Store, file: &wire::PublishedFile) -> Result<Brought, StoreError> {
     Ok(if store.stat(&file.r#final).await?.is_some() { Brought::Done } else { Brought::Missing })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::store::observed::{Call, Observed};
+    use crate::store::{DestinationConfig, open};
+
+    fn staged(root: &Path, name: &str, dataset: &str, late_of: &str, partition: &str) -> wire::PublishedFile {
+        std::fs::write(root.join(name), "x\n").unwrap();
+        wire::PublishedFile {
+            kind: wire::FileKind::Data as i32,
+            staged: name.into(),
+            r#final: format!("{dataset}/{partition}/{name}"),
+            dataset: dataset.into(),
+            late_of: late_of.into(),
+            mode: 0o640,
+            ..Default::default()
+        }
+    }
+
+    /// Directories that were given a mode and a group, in order.
+    async fn given(store: Arc<dyn Store>, modes: &DirModes, file: &wire::PublishedFile) -> Vec<(String, u32, String)> {
+        let calls = Mutex::new(Vec::new());
+        let observed = Observed::new(store, |call: &Call<'_>| {
+            if let Call::SetAttributes { path, mode, group: Some(group) } = call {
+                calls.lock().unwrap().push(((*path).to_owned(), *mode, (*group).to_owned()));
+            }
+        });
+        assert_eq!(bring(&observed, modes, file).await, Brought::Done);
+        drop(observed);
+        calls.into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_directory_of_a_dataset_gets_its_mode_and_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let store = open(&DestinationConfig::new(format!("file://{}", root.display()))).unwrap();
+        // The group that it has anyway: anybody may set it.
+        let group = std::os::unix::fs::MetadataExt::gid(&root.metadata().unwrap()).to_string();
+        let modes = DirModes::new([("d".to_owned(), 0o770, Some(group.clone()))]);
+        let hour = "event_date=2026-11-20/event_hour=05";
+        for (dataset, late_of) in [("d", ""), ("d_late", "d")] {
+            let file = staged(root, &format!("{dataset}-1.log"), dataset, late_of, hour);
+            let wanted = [dataset.to_owned(), format!("{dataset}/event_date=2026-11-20"), format!("{dataset}/{hour}")];
+            let made = given(Arc::clone(&store), &modes, &file).await;
+            assert_eq!(made, wanted.clone().map(|dir| (dir, 0o770, group.clone())));
+            for dir in &wanted {
+                assert_eq!(store.stat(dir).await.unwrap().unwrap().mode, 0o770, "{dir}");
+            }
+            // What is there belongs to whoever made it.
+            store.set_attributes(dataset, 0o700, None).await.unwrap();
+            let next = "event_date=2026-11-20/event_hour=06";
+            let file = staged(root, &format!("{dataset}-2.log"), dataset, late_of, next);
+            let made = given(Arc::clone(&store), &modes, &file).await;
+            assert_eq!(made, [(format!("{dataset}/{next}"), 0o770, group.clone())]);
+            assert_eq!(store.stat(dataset).await.unwrap().unwrap().mode, 0o700);
+        }
+        let file = staged(root, "other-1.log", "other", "", hour);
+        assert_eq!(given(Arc::clone(&store), &modes, &file).await, []);
+        assert_eq!(store.stat("other").await.unwrap().unwrap().mode, DEFAULT_DIR, "nothing is said of it");
+    }
 }

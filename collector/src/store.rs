@@ -14,6 +14,8 @@ pub mod conformance;
 mod destination;
 mod hdfs;
 mod local;
+#[cfg(test)]
+pub(crate) mod observed;
 mod path;
 
 pub use destination::{DestinationConfig, HdfsConfig};
