@@ -215,7 +215,7 @@ fn judge(row: &wire::AuditRow, agent: &Agent) -> (State, &'static str) {
     // A mark made after the last change of this row has counted everything in it.
     let settled = agent.mark_unix_ms.is_some_and(|at| at > row.last_change_unix_ms.saturating_add(MARK_AHEAD_MS));
     match under_way {
-        _ if agent.abandoned => (State::DoesNotClose, "batches of this agent were abandoned: their events are lost"),
+        1.. if agent.abandoned => (State::DoesNotClose, "batches of this agent were abandoned: their events are lost"),
         1.. => (
             State::DoesNotClose,
             "more was cut than came, and no batch is missing: look for one with an unreadable header in `quarantine show`, \
@@ -306,5 +306,25 @@ impl fmt::Display for Report {
         let rows = |state| self.rows.iter().filter(|row| row.state == state).count();
         let (closes, open, not) = (rows(State::Closes), rows(State::Open), rows(State::DoesNotClose));
         write!(f, "under way: {}; {closes} rows close, {open} are open, {not} do not close", t.under_way)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_abandoned_explains_what_is_missing_and_nothing_else() {
+        let row = |cut: u64, published: u64| wire::AuditRow { read: cut, cut, published, ..Default::default() };
+        let gave_up = |mark_unix_ms| Agent { missing: Vec::new(), abandoned: true, mark_unix_ms };
+        let judged = |row, mark| judge(&row, &gave_up(mark));
+        let (state, why) = judged(row(5, 3), None);
+        assert!(state == State::DoesNotClose && why.contains("were abandoned"), "{why}");
+        // More came than was said to be cut: the mark that counts the rest is on its way.
+        let (state, why) = judged(row(3, 5), None);
+        assert!(state == State::Open && why.contains("still to come"), "{why}");
+        let (state, why) = judged(row(3, 5), Some(i64::MAX));
+        assert!(state == State::DoesNotClose && why.contains("a mark was lost"), "{why}");
+        assert_eq!(judged(row(5, 5), None), (State::Closes, ""));
     }
 }

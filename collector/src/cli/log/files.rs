@@ -96,9 +96,10 @@ impl Named {
 
     /// Looks for all of them. `retention`: dead letters and quarantine are deleted when they are old.
     pub async fn look(&self, store: &dyn Store, checksums: bool, retention: bool) -> anyhow::Result<Looked> {
-        let finals = list_parents(store, self.files.keys().chain(self.replaced.keys())).await?;
+        // In this order: what is brought to its place between the two is seen twice, and not missed.
         let staged =
             list_parents(store, self.files.values().map(|file| &file.staged).filter(|s| !s.is_empty())).await?;
+        let finals = list_parents(store, self.files.keys().chain(self.replaced.keys())).await?;
         let mut looked = Looked { named: self.files.len(), ..Looked::default() };
         let mut to_read = Vec::new();
         for (path, file) in &self.files {
@@ -205,4 +206,47 @@ fn still_there(path: &str, n: u64) -> Finding {
          normal for a moment",
         "look again in a minute; if it stays, and no collector runs: `log replay --finish`",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::observed::{Call, Observed};
+    use crate::store::{DestinationConfig, open};
+
+    /// A collector brings the file between the first listing and the second.
+    #[tokio::test]
+    async fn a_file_that_is_brought_to_its_place_meanwhile_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let (staged, there) = ("_catchment/staging/run/0.log", "d/event_date=2026-11-20/run-0.log");
+        for path in [staged, there] {
+            std::fs::create_dir_all(root.join(layout::parent(path))).unwrap();
+        }
+        std::fs::write(root.join(staged), "x\n").unwrap();
+        let file = wire::PublishedFile {
+            kind: wire::FileKind::Data as i32,
+            staged: staged.into(),
+            r#final: there.into(),
+            bytes: 2,
+            ..Default::default()
+        };
+        let mut named = Named::default();
+        let publish = wire::Publish { files: vec![file], covers: Vec::new() };
+        let record = wire::CommitRecord { action: Some(Action::Publish(publish)), ..Default::default() };
+        assert!(named.record(0, &record).is_empty());
+        let store = open(&DestinationConfig::new(format!("file://{}", root.display()))).unwrap();
+        let listed = std::sync::Mutex::new(Vec::new());
+        let store = Observed::new(store, |call: &Call<'_>| {
+            let Call::List(dir) = call else { return };
+            let mut listed = listed.lock().unwrap();
+            listed.push((*dir).to_owned());
+            if listed.len() == 2 {
+                std::fs::rename(root.join(staged), root.join(there)).unwrap();
+            }
+        });
+        let looked = named.look(&store, false, false).await.unwrap();
+        assert_eq!((looked.in_place, looked.staged), (1, 0));
+        assert!(looked.findings.is_empty(), "{:?}", looked.findings);
+    }
 }
