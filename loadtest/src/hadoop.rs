@@ -223,6 +223,8 @@ impl Java {
         let mut args: Vec<String> = flags.map(str::to_owned).into();
         args.push(format!("-Dhadoop.log.dir={}", self.dir.display()));
         args.push(format!("-Dcatchment.log={}/{log}.log", self.dir.display()));
+        // What a killed process leaves there goes with the rest.
+        args.push(format!("-Djava.io.tmpdir={}", self.dir.display()));
         args.extend(["-cp".to_owned(), self.classpath.clone()]);
         args
     }
