@@ -31,6 +31,7 @@ use crate::commit::Planner;
 use crate::compact::Progress;
 use crate::config::compaction::CompactionConfig;
 use crate::config::dataset::DatasetConfig;
+use crate::housekeeping::clock::ClockWatch;
 use crate::housekeeping::keeper::{self, Keeper};
 use crate::housekeeping::seen::Seen;
 use crate::ledger::{Committed, GroupKey, Staged, StreamId};
@@ -68,6 +69,8 @@ pub struct Settings {
     pub drain_deadline: Duration,
     /// What is kept how long.
     pub housekeeping: keeper::Limits,
+    /// How far the wall clock may be from the store's; none for a clock that is not the system's.
+    pub clock_within: Option<Duration>,
     /// How often open partitions are looked at.
     pub seal_every: Duration,
     /// An inventory is configured; does it name all agents?
@@ -160,6 +163,7 @@ pub struct Coordinator {
     retreats: HashMap<GroupKey, Retreat>,
     unfinished: BTreeMap<u64, Unfinished>,
     keeper: Keeper,
+    clock: ClockWatch,
     sealing: Sealing,
     /// What the own record asks for besides its files: done when those are in their places.
     publishing: Finish,
@@ -207,6 +211,7 @@ impl Coordinator {
         let next = replayed.view.next();
         let keeper = Keeper::new(&settings.incarnation, settings.housekeeping, replayed.seen, now);
         let sealing = Sealing::new(settings.inventory, now);
+        let clock = ClockWatch::new(settings.clock_within);
         let mut coordinator = Self {
             settings,
             view: replayed.view,
@@ -220,6 +225,7 @@ impl Coordinator {
             retreats: HashMap::new(),
             unfinished: BTreeMap::new(),
             keeper,
+            clock,
             sealing,
             publishing: Finish::default(),
             fenced: None,
@@ -269,6 +275,7 @@ impl Coordinator {
             Event::Compacted { key, result } => self.compacted(&key, result, now),
             Event::Inventory(names) => self.inventory(names, now),
             Event::Shown { seen, shown } => self.shown(seen, &shown, now.instant),
+            Event::StoreClock { unix_ms } => self.clock.compare(unix_ms, now),
             Event::Measured { groups, over, credit } => {
                 self.over = over;
                 self.in_flight.set_credit(credit);
@@ -297,7 +304,7 @@ impl Coordinator {
             self.step_sent = now.instant;
             self.actions.push(Action::Step(step));
         }
-        self.show(now.instant);
+        self.show(now);
         self.next_chore(now);
     }
 

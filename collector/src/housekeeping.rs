@@ -4,10 +4,12 @@
 //! - [`seen`], [`life`], [`look`]: signs of life, and who is dead,
 //! - [`keeper`]: pure: what is to be done next,
 //! - [`clean`]: freeing old numbers of the log,
+//! - [`clock`]: whether the wall clock may be trusted,
 //! - [`expiry`]: origins whose time is over,
 //! - [`retention`]: old quarantine and dead letters.
 
 pub mod clean;
+pub mod clock;
 pub mod expiry;
 pub mod keeper;
 pub mod life;

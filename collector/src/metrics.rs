@@ -42,6 +42,7 @@ struct Gauges {
     open_partitions: Gauge<u64>,
     waiting_partitions: Gauge<u64>,
     ready_partitions: Gauge<u64>,
+    clock_ahead: Gauge<f64>,
 }
 
 impl Metrics {
@@ -90,6 +91,12 @@ impl Metrics {
                     "Partitions that are over and wait for an agent's word",
                 ),
                 ready_partitions: gauge("ready_partitions", "Partitions that can be sealed and are not yet"),
+                clock_ahead: meter
+                    .f64_gauge("collector_clock_ahead_seconds")
+                    .with_description(
+                        "How far the clock of this machine is ahead of the destination's; below 0: behind",
+                    )
+                    .build(),
             },
         }
     }
@@ -138,5 +145,6 @@ impl Metrics {
         gauges.open_partitions.record(snapshot.open_partitions, &[]);
         gauges.waiting_partitions.record(snapshot.waiting_partitions, &[]);
         gauges.ready_partitions.record(snapshot.ready_partitions, &[]);
+        gauges.clock_ahead.record(snapshot.clock_ahead_ms as f64 / 1000.0, &[]);
     }
 }

@@ -284,11 +284,23 @@ impl Owner {
                 };
                 self.work.push(work.boxed());
             }
+            Action::ReadClock => self.read_clock(),
             Action::Committed { n, files, since } => self.parts.metrics.committed(n, &files, since),
             Action::Announce => self.announce = true,
             Action::Drained => self.drained = true,
             Action::Stop(stop) => self.stopped = Some(stop),
         }
+    }
+
+    fn read_clock(&mut self) {
+        let (store, staging) = (Arc::clone(&self.parts.store), self.parts.layout.staging());
+        let work = async move {
+            match store.stat(&staging).await {
+                Ok(Some(stat)) => Event::StoreClock { unix_ms: stat.modified_unix_ms },
+                Ok(None) | Err(_) => Event::Tick,
+            }
+        };
+        self.work.push(work.boxed());
     }
 
     fn chore(&mut self, chore: Chore) {

@@ -21,7 +21,7 @@ use crate::compact::Progress;
 use crate::config::Config;
 use crate::coordinator::sealing::SEAL_EVERY;
 use crate::coordinator::{Coordinator, IdSource, Settings};
-use crate::housekeeping::keeper;
+use crate::housekeeping::{clock, keeper};
 use crate::metrics::Metrics;
 use crate::owner::{Owner, Parts, TICK};
 use crate::partition_writer::MemoryBudget;
@@ -106,8 +106,8 @@ fn routes(status: watch::Receiver<Snapshot>) -> Router {
 async fn watch_readiness(mut status: watch::Receiver<Snapshot>, health: Health) -> anyhow::Result<()> {
     let mut since = None;
     loop {
-        let trouble = status.borrow_and_update().trouble.clone();
-        match trouble {
+        let held_up = status.borrow_and_update().held_up.clone();
+        match held_up {
             None => {
                 since = None;
                 health.set_part("destination", true, "");
@@ -170,7 +170,9 @@ impl Wired {
         };
         self.health.set_part("log", true, "");
         self.health.set_ready(true, "");
-        let settings = settings(&self.config, begun.layout.incarnation())?;
+        let mut settings = settings(&self.config, begun.layout.incarnation())?;
+        // A fast clock of a load test is not the store's.
+        settings.clock_within = (!common::clock::is_fast()).then_some(clock::WITHIN);
         let now = tokio::time::Instant::now().into_std();
         let coordinator = Coordinator::new(settings, begun.replayed, begun.layout.staging(), ids(), now);
         let (to_owner, inbox) = mpsc::channel(INBOX);
@@ -215,7 +217,8 @@ fn dir_modes(config: &Config) -> DirModes {
     DirModes::new(config.datasets.iter().map(|dataset| (dataset.name.clone(), dataset.dir_mode, dataset.group.clone())))
 }
 
-/// What the coordinator needs of a configuration.
+/// What the coordinator needs of a configuration. Whether its clock can be compared with the store's is not known here:
+/// it is taken as it is.
 pub fn settings(config: &Config, incarnation: &str) -> anyhow::Result<Settings> {
     let mut datasets = std::collections::HashMap::new();
     for dataset in &config.datasets {
@@ -242,6 +245,7 @@ pub fn settings(config: &Config, incarnation: &str) -> anyhow::Result<Settings> 
         finish_after: config.commit.finish_after.get(),
         drain_deadline: config.drain_deadline.get(),
         housekeeping: keeper::Limits::new(&config.housekeeping),
+        clock_within: None,
         seal_every: SEAL_EVERY,
         inventory: config.housekeeping.inventory.as_ref().map(|_| config.housekeeping.inventory_is_complete),
         compaction: config.compaction.clone(),

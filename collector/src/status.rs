@@ -80,9 +80,14 @@ pub struct Snapshot {
     /// The first of both, with what each waits for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<PartitionStatus>,
-    /// What keeps the log from going on.
+    /// How far the clock of this machine is ahead of the destination's; below 0: behind.
+    pub clock_ahead_ms: i64,
+    /// What keeps the log from going on, or else what is wrong with the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Only what keeps the log from going on: with a wrong clock commits go on, and the process is ready.
+    #[serde(skip)]
+    pub held_up: Option<String>,
 }
 
 impl Snapshot {
@@ -147,7 +152,9 @@ impl Snapshot {
             waiting_partitions: partitions.waiting,
             ready_partitions: partitions.ready,
             partitions: partitions.named,
-            trouble: coordinator.trouble().map(str::to_owned),
+            clock_ahead_ms: coordinator.clock_ahead_ms(),
+            trouble: coordinator.trouble().map(str::to_owned).or_else(|| coordinator.clock_trouble()),
+            held_up: coordinator.trouble().map(str::to_owned),
         }
     }
 }

@@ -29,6 +29,11 @@ pub fn run_fast(fast: Fast) {
     let _ = FAST.set(fast);
 }
 
+/// Does this process live by a fast clock?
+pub fn is_fast() -> bool {
+    FAST.get().is_some()
+}
+
 /// Milliseconds since the epoch by the system's clock.
 pub fn system_unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);

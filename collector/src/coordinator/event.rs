@@ -129,6 +129,11 @@ pub enum Event {
         /// How it ended.
         shown: Shown,
     },
+    /// The own directory was looked at after the sign of life was renewed.
+    StoreClock {
+        /// When it changed last by the store's clock, milliseconds since the epoch.
+        unix_ms: i64,
+    },
     /// What groups weigh.
     Measured {
         /// Each.
@@ -211,6 +216,8 @@ pub enum Action {
         /// Records below this were read.
         read: u64,
     },
+    /// Look when the own directory changed last, by the store's clock.
+    ReadClock,
     /// A record of this run is in the log.
     Committed {
         /// Its number.

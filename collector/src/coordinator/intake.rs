@@ -264,6 +264,10 @@ pub(super) mod tests {
     use crate::roll::{GroupLimits, TotalLimits};
 
     pub(in crate::coordinator) fn coordinator() -> Coordinator {
+        coordinator_on(Replayed::default(), None)
+    }
+
+    pub(in crate::coordinator) fn coordinator_on(replayed: Replayed, clock_within: Option<Duration>) -> Coordinator {
         let long = Duration::from_secs(3600);
         let dataset = (DatasetName::new("d").unwrap(), Arc::new(DatasetConfig::named("d")));
         let settings = Settings {
@@ -280,12 +284,13 @@ pub(super) mod tests {
             finish_after: long,
             drain_deadline: long,
             housekeeping: Limits::new(&HousekeepingConfig::default()),
+            clock_within,
             seal_every: long,
             inventory: None,
             compaction: CompactionConfig::default(),
             progress: Progress::default(),
         };
-        Coordinator::new(settings, Replayed::default(), "s".into(), Box::new(|| [0; 16]), Instant::now())
+        Coordinator::new(settings, replayed, "s".into(), Box::new(|| [0; 16]), Instant::now())
     }
 
     pub(in crate::coordinator) fn delivery(seq: u64) -> Box<Delivery> {

@@ -2,7 +2,7 @@
 //!
 //! Keeps: a retired directory is deleted only when every file that its run has in records read here is in its final
 //! place; a checkpoint is written only over finished records, when no retired directory is left; a view that is too
-//! old ends the run, whatever it is doing.
+//! old ends the run, whatever it is doing; nothing that rests on the wall clock is begun while that is wrong.
 
 use std::time::{Duration, Instant};
 
@@ -47,11 +47,12 @@ impl Coordinator {
     }
 
     /// Renews the sign of life, also while the process drains: until its last record.
-    pub(super) fn show(&mut self, now: Instant) {
+    pub(super) fn show(&mut self, now: Now) {
         if self.leaving.is_some() {
             return;
         }
-        if let Some(seen) = self.keeper.show(now) {
+        if let Some(seen) = self.keeper.show(now.instant) {
+            self.clock.asked(now);
             self.actions.push(Action::Show { seen, read: self.planner.read() });
         }
     }
@@ -59,6 +60,8 @@ impl Coordinator {
     pub(super) fn shown(&mut self, seen: Seen, shown: &Shown, now: Instant) {
         if !self.keeper.shown(seen, shown, now) {
             self.stop(Stop::Retired(self.planner.staging().to_owned()));
+        } else if self.clock.is_wanted(*shown == Shown::Done) {
+            self.actions.push(Action::ReadClock);
         }
     }
 
@@ -115,6 +118,10 @@ impl Coordinator {
         if !leftovers.is_empty() {
             return Some(Chore::Leftovers(leftovers));
         }
+        // What is kept by its age goes only by a clock that is right.
+        if !self.clock.is_right(now) {
+            return None;
+        }
         if self.keeper.clean_due(now.instant) {
             let kept = i64::try_from(self.keeper.limits().log_retention.as_millis()).unwrap_or(i64::MAX);
             return Some(Chore::Clean { older_than_unix_ms: now.unix_ms.saturating_sub(kept) });
@@ -167,7 +174,7 @@ impl Coordinator {
 
     /// A record besides commits that is due now.
     pub(super) fn housekeeping_due(&mut self, now: Now) -> Option<Said> {
-        if self.draining {
+        if self.draining || !self.clock.is_right(now) {
             return None;
         }
         self.retire_due().or_else(|| self.expire_due(now)).or_else(|| self.seal_due(now))
@@ -186,7 +193,7 @@ impl Coordinator {
         if !self.keeper.expiry_due(now.instant) {
             return None;
         }
-        if let Some(agent) = self.keeper.forget_due(expiry::silent(&self.view), now.instant) {
+        if let Some(agent) = self.keeper.forget_due(expiry::silent(&self.view, now.unix_ms), now.instant) {
             tracing::warn!(%agent, "no record of this agent for a week, it is forgotten: no partition waits for it");
             self.keeper.expire_more(now.instant);
             let reason = "no record of it for a week".into();
@@ -253,5 +260,92 @@ impl Coordinator {
             let incarnation = self.settings.incarnation.clone();
             self.begin_action(Said::Retire(wire::Retire { incarnation, reason: "orderly end".into() }), now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::ids::Origin;
+
+    use super::super::intake::tests::coordinator_on;
+    use super::super::{Event, Replayed};
+    use super::*;
+    use crate::housekeeping::clock::WITHIN;
+    use crate::log::View;
+
+    const DAY: i64 = 86_400_000;
+    const BASE: i64 = 1_700_000_000_000;
+
+    /// A log with one run of one agent, complete at [`BASE`].
+    fn replayed() -> Replayed {
+        let cover = wire::OriginCover {
+            agent: "web-1".into(),
+            origin: Origin::mint(u64::try_from(BASE).unwrap() - 1000, 7).to_bytes(),
+            closes: vec![wire::SeqClose { seq: 0, close: Some(wire::Close::default()) }],
+            ..Default::default()
+        };
+        let mut record = wire::CommitRecord { time_unix_ms: BASE, incarnation: "x".into(), ..Default::default() };
+        record.action = Some(Said::Publish(wire::Publish { files: Vec::new(), covers: vec![cover] }));
+        let mut view = View::default();
+        view.apply(0, &record).unwrap();
+        Replayed { view, ..Replayed::default() }
+    }
+
+    /// What it drafts when its wall clock says so much after [`BASE`] and the store's says [`BASE`]; and whether it
+    /// deletes what is old.
+    fn drafts(within: Option<Duration>, ahead_ms: i64) -> (Option<Said>, bool) {
+        let begun = Instant::now() + Duration::from_secs(1);
+        let at = |seconds: u64| Now {
+            instant: begun + Duration::from_secs(seconds),
+            unix_ms: BASE + ahead_ms + i64::try_from(seconds).unwrap() * 1000,
+        };
+        let mut owner = coordinator_on(replayed(), within);
+        let shows = owner.handle(Event::Tick, at(0));
+        let seen = shows.into_iter().find_map(|action| match action {
+            Action::Show { seen, .. } => Some(seen),
+            _ => None,
+        });
+        let then = owner.handle(Event::Shown { seen: seen.unwrap(), shown: Shown::Done }, at(1));
+        assert_eq!(then.iter().any(|action| matches!(action, Action::ReadClock)), within.is_some());
+        owner.handle(Event::StoreClock { unix_ms: BASE + 500 }, at(2));
+        owner.handle(Event::Chored(Box::new(Done::Looked(None))), at(3));
+        owner.handle(Event::Tick, at(40));
+        let actions = owner.handle(Event::Chored(Box::new(Done::Looked(None))), at(41));
+        let cleans = actions.iter().any(|action| {
+            matches!(action, Action::Chore(chore) if matches!(**chore, Chore::Clean { .. } | Chore::Retention(_)))
+        });
+        assert_eq!(owner.clock_trouble().is_some(), within.is_some() && ahead_ms != 0);
+        (owner.planner.draft().and_then(|draft| draft.record.action.clone()), cleans)
+    }
+
+    #[test]
+    fn a_wall_clock_that_the_store_contradicts_expires_and_deletes_nothing() {
+        let expires = |said: &Option<Said>| matches!(said, Some(Said::Expire(_)));
+        let (said, cleans) = drafts(None, 31 * DAY);
+        assert!(expires(&said) && cleans, "a clock that cannot be compared is taken as it is: {said:?}");
+        assert_eq!(drafts(Some(WITHIN), 31 * DAY), (None, false));
+        assert_eq!(drafts(Some(WITHIN), 0), (None, true), "nothing is old, and the clock is right");
+    }
+
+    #[test]
+    fn a_record_from_the_future_makes_nobody_silent() {
+        let mut view = replayed().view;
+        let mut record =
+            wire::CommitRecord { time_unix_ms: BASE + 8 * DAY, incarnation: "y".into(), ..Default::default() };
+        let cover = |agent: &str| wire::OriginCover {
+            agent: agent.into(),
+            origin: Origin::mint(u64::try_from(BASE).unwrap(), 8).to_bytes(),
+            data: Some((&proto::intervals::IntervalSet::from_iter([0u64])).into()),
+            ..Default::default()
+        };
+        record.action = Some(Said::Publish(wire::Publish { files: Vec::new(), covers: vec![cover("web-3")] }));
+        let mut before = record.clone();
+        before.time_unix_ms = BASE;
+        before.action = Some(Said::Publish(wire::Publish { files: Vec::new(), covers: vec![cover("web-2")] }));
+        view.apply(1, &before).unwrap();
+        view.apply(2, &record).unwrap();
+        assert!(expiry::silent(&view, BASE + DAY).is_empty(), "written by a clock that is a week ahead");
+        let silent = expiry::silent(&view, BASE + 8 * DAY);
+        assert!(silent.iter().any(|agent| agent.as_str() == "web-2"), "{silent:?}");
     }
 }

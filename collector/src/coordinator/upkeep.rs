@@ -92,6 +92,16 @@ impl Coordinator {
         self.planner.trouble()
     }
 
+    /// What is wrong with the clock, if it is: commits go on all the same.
+    pub fn clock_trouble(&self) -> Option<String> {
+        self.clock.trouble()
+    }
+
+    /// How far the wall clock is ahead of the store's, milliseconds; below 0: behind.
+    pub fn clock_ahead_ms(&self) -> i64 {
+        self.clock.skew_ms()
+    }
+
     /// As streams are told; credit and declarations are added by their owner.
     pub fn status(&self, now: Now) -> wire::CollectorStatus {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

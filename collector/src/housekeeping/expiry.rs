@@ -10,6 +10,7 @@ use std::time::Duration;
 use proto::ids::{AgentName, Origin};
 use proto::wire;
 
+use crate::housekeeping::clock;
 use crate::ledger::OriginKey;
 use crate::log::View;
 use crate::log::view::origins::standing;
@@ -21,9 +22,11 @@ const AT_ONCE: usize = 4000;
 const FORGET_AFTER_MS: i64 = 7 * 24 * 3_600_000;
 
 /// Agents that partitions wait for and that wrote nothing for a week in which others did: while the destination is
-/// down, or nothing comes in at all, nobody is silent.
-pub fn silent(view: &View) -> BTreeSet<AgentName> {
-    let newest = view.origins().agents().map(|(_, row)| row.last_record_unix_ms).max().unwrap_or(0);
+/// down, or nothing comes in at all, nobody is silent. What a collector with a fast clock wrote says nothing of others.
+pub fn silent(view: &View, now_unix_ms: i64) -> BTreeSet<AgentName> {
+    let latest = now_unix_ms.saturating_add(i64::try_from(clock::WITHIN.as_millis()).unwrap_or(i64::MAX));
+    let times = view.origins().agents().map(|(_, row)| row.last_record_unix_ms);
+    let newest = times.filter(|time| *time <= latest).max().unwrap_or(0);
     let agents = view.origins().agents().filter(|(agent, row)| {
         row.is_in_the_log()
             && row.forgotten_unix_ms.is_none()

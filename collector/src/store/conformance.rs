@@ -19,6 +19,7 @@ pub async fn run(store: Arc<dyn Store>, base: &str) -> Result<(), String> {
     renames(&*store, &at("renames")).await?;
     directory_renames(&*store, &at("moved")).await?;
     attributes(&*store, &at("attributes")).await?;
+    directory_times(&*store, &at("times")).await?;
     race_of_renames(&store, &at("race")).await?;
     race_of_claims(&store, &at("claims")).await
 }
@@ -87,6 +88,21 @@ async fn files(store: &dyn Store, base: &str) -> Result<(), String> {
     holds("the length of all parts", fine("close", file.close().await)? == big.len() as u64)?;
     holds("all parts in order", fine("read", store.read(&path, 4_000_000).await)?.as_ref() == big)?;
     ranges(store, base, &path, &big).await
+}
+
+/// A directory shows when a name in it changed last: so a run reads the clock of the store.
+async fn directory_times(store: &dyn Store, base: &str) -> Result<(), String> {
+    fine("make", store.make_dirs(base, 0o750).await)?;
+    let (from, to) = (format!("{base}/seen-1"), format!("{base}/seen-2"));
+    put(store, &from, b"").await?;
+    let time = async |path: &str| match store.stat(path).await {
+        Ok(Some(stat)) => Ok(stat.modified_unix_ms),
+        other => Err(format!("stat {path}: {other:?}")),
+    };
+    let written = time(base).await?;
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    holds("rename", fine("rename", store.rename_new(&from, &to).await)? == Renamed::Done)?;
+    holds("a rename moves the time of the directory on", time(base).await? > written)
 }
 
 /// Pieces of a file of 3,000,000 bytes.
