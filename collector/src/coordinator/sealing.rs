@@ -137,12 +137,16 @@ impl Coordinator {
             }
             self.abandon_compaction(compact);
         }
-        if now.instant < self.sealing.next || self.sealing.inventory_read == Some(false) {
+        if now.instant < self.sealing.next {
             return None;
         }
         self.sealing.next = now.instant + self.settings.seal_every;
         let (ready, sums) = self.judge(now);
         self.sealing.sums = sums;
+        if self.sealing.inventory_read == Some(false) {
+            // Whoever it names may be missing.
+            return None;
+        }
         let is_ready = |key: &PartitionKey| ready.iter().any(|(ready, _)| ready == key);
         self.sealing.ready_since.retain(|key, _| is_ready(key));
         self.sealing.tries.retain(|key, _| is_ready(key));
@@ -289,6 +293,14 @@ impl Coordinator {
         markers
     }
 
+    /// What keeps every partition from being sealed, if something does: commits go on all the same.
+    pub fn seal_trouble(&self) -> Option<&'static str> {
+        (self.sealing.inventory_read == Some(false)).then_some(
+            "nothing is sealed: the inventory could not be read yet, and the log of this process says why; put a readable \
+             file where housekeeping.inventory names it",
+        )
+    }
+
     /// Open partitions, as of the last look.
     pub fn partition_sums(&self) -> &PartitionSums {
         self.sealing.sums()
@@ -323,6 +335,32 @@ pub const SEAL_EVERY: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coordinator::intake::tests::coordinator;
+
+    /// Somebody whom it names may be missing; what waits is shown all the same.
+    #[test]
+    fn without_the_inventory_partitions_are_counted_and_not_sealed() {
+        let mut owner = coordinator();
+        let mut at = Now { instant: owner.sealing.next, unix_ms: 10 * 86_400_000 };
+        owner.sealing = Sealing::new(Some(false), at.instant);
+        let file = wire::PublishedFile {
+            kind: wire::FileKind::Data as i32,
+            r#final: "d/event_date=1970-01-02/run-0.log.zst".into(),
+            dataset: "d".into(),
+            partition: Some(wire::Partition { date: 1, hour: None }),
+            ..Default::default()
+        };
+        let publish = wire::Publish { files: vec![file], covers: Vec::new() };
+        let record = wire::CommitRecord { action: Some(Said::Publish(publish)), ..Default::default() };
+        owner.view.apply(0, &record).unwrap();
+        assert_eq!(owner.seal_due(at), None);
+        assert_eq!((owner.partition_sums().open, owner.partition_sums().ready), (1, 1));
+        assert!(owner.seal_trouble().is_some_and(|trouble| trouble.contains("the inventory could not be read")));
+        owner.inventory(BTreeSet::new(), at);
+        at.instant += owner.settings.seal_every;
+        assert!(matches!(owner.seal_due(at), Some(Said::Seal(_))));
+        assert_eq!(owner.seal_trouble(), None);
+    }
 
     #[test]
     fn partitions_are_shared_out_evenly() {

@@ -238,7 +238,8 @@ impl<'a> Case<'a> {
             if needed > self.times.due_unix_ms && wait.reason == GapReason::NoMark {
                 wait.advice = format!(
                     "{agent} loaded into this day after it was over: its next mark 30 minutes after its last batch \
-                     counts, or `edge-agent leave` if it only came to load. Otherwise: `catchment-collector seal now`"
+                     counts, or `catchment-edge-agent leave` if it only came to load. Otherwise: `catchment-collector \
+                     seal now`"
                 );
             }
         }

@@ -57,8 +57,8 @@ impl Wait {
             Some((origin, trouble)) => Self::of_trouble(agent, *origin, trouble, since),
             None => {
                 let advice = format!(
-                    "{agent} has not said that it read everything since then. Start it, or look at `edge-agent status` \
-                     there; if it is gone for good: `catchment-collector seal forget {agent}`"
+                    "{agent} has not said that it read everything since then. Start it, or look at \
+                     `catchment-edge-agent status` there; if it is gone for good: `catchment-collector seal forget {agent}`"
                 );
                 let wait = Self::of_agent(Some(agent), GapReason::NoMark, since, advice);
                 Self { origin: Some(leaf.origin), ..wait }
@@ -91,8 +91,8 @@ impl Wait {
             Trouble::Restored(from) => {
                 let advice = format!(
                     "its state directory was restored or copied while run {from} may go on elsewhere. If the directory \
-                     was only moved: `edge-agent outbox adopt` before the next start. If what it was copied from is \
-                     gone: {}",
+                     was only moved: `catchment-edge-agent outbox adopt` before the next start. If what it was copied \
+                     from is gone: {}",
                     abandon(from, "")
                 );
                 (GapReason::Restored, advice)
@@ -166,5 +166,36 @@ pub fn word(reason: GapReason) -> &'static str {
         GapReason::Departed => "departed",
         GapReason::Abandoned => "abandoned",
         GapReason::Forgotten => "forgotten",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operator copies them.
+    #[test]
+    fn commands_are_called_by_the_names_of_their_binaries() {
+        let (agent, origin) = (AgentName::new("web-1").unwrap(), Origin::mint(5, 5));
+        let leaf = |trouble| Leaf { origin, abandoned: false, left: false, mark_unix_ms: None, trouble };
+        let seqs: IntervalSet = [3, 4].into_iter().collect();
+        let troubles = [
+            Trouble::Missing { seqs, from: Some(6) },
+            Trouble::Restored(origin),
+            Trouble::Contradicted(vec![origin]),
+            Trouble::NoOpen,
+        ];
+        let waits = troubles.map(|trouble| Wait::of_leaf(&agent, &leaf(Some((origin, trouble))), 0));
+        for advice in
+            waits.into_iter().chain([Wait::nobody(0), Wait::of_leaf(&agent, &leaf(None), 0)]).map(|w| w.advice)
+        {
+            let commands: Vec<&str> = advice.split('`').skip(1).step_by(2).collect();
+            assert!(!commands.is_empty(), "{advice}");
+            for command in commands {
+                let named =
+                    ["catchment-edge-agent ", "catchment-collector "].iter().any(|name| command.starts_with(name));
+                assert!(named, "{command:?} in: {advice}");
+            }
+        }
     }
 }
