@@ -174,6 +174,7 @@ async fn read_tail(log: &LogFiles, own: &mut Own, mut replayed: Replayed) -> Res
             let _ = own.seen.show(&**log.store(), &own.layout, view.next()).await;
         }
     }
+    log.check_end(view.next()).await?;
     Ok(Some(replayed))
 }
 

@@ -288,7 +288,7 @@ async fn every_kind_of_damage_is_told_by_file_and_changes_nothing() {
     };
     let said = damaged(root, without, &["log", "verify"]).await;
     assert!(said.contains(&format!("FINDING {}: record 1 is missing, and record 2 is there", commit(1))), "{said}");
-    assert!(said.contains("start no collector"), "{said}");
+    assert!(said.contains("no collector can start"), "{said}");
 
     let file = below(root, "d", ".log").remove(0);
     let file = file.strip_prefix(root).unwrap();

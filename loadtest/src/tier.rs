@@ -2,6 +2,7 @@
 //! command line. So one built binary is enough to run a whole cluster, each process of it a process of its own.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -49,7 +50,12 @@ fn collector_main() -> Result<ExitCode> {
         let _ = crate::cli::say(text);
     }));
     runtime.shutdown_background();
-    result.map(|()| ExitCode::SUCCESS)
+    let Err(error) = result else { return Ok(ExitCode::SUCCESS) };
+    let ended = error.downcast::<collector::cli::findings::Ended>()?;
+    if !ended.message.is_empty() {
+        let _ = writeln!(std::io::stderr(), "Error: {}", ended.message);
+    }
+    Ok(ExitCode::from(ended.code))
 }
 
 #[cfg(test)]

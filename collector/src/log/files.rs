@@ -77,6 +77,28 @@ impl LogFiles {
         }
     }
 
+    /// Is `n`, which was missing, the end of the log? Not if a record behind it is there: whoever took it for the end would
+    /// not know what the later ones cover, and commit batches again.
+    pub async fn check_end(&self, n: u64) -> Result<(), LogError> {
+        let entries = match self.store.list(layout::COMMITS).await {
+            Ok(entries) => entries,
+            Err(StoreError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(LogError::Unavailable(error)),
+        };
+        let behind = entries.iter().filter_map(|entry| parse_number(&entry.name)).filter(|there| *there > n).min();
+        let Some(behind) = behind else { return Ok(()) };
+        let path = layout::commit(n);
+        match self.store.stat(&path).await {
+            // Written since.
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(LogError::Broken(format!(
+                "{path} is missing, and record {behind} is there: restore this file from a snapshot or the trash, byte for \
+                 byte; `log verify` says more"
+            ))),
+            Err(error) => Err(LogError::Unavailable(error)),
+        }
+    }
+
     /// The highest checkpoint, if there is one.
     pub async fn highest_checkpoint(&self) -> Result<Option<(u64, wire::Checkpoint)>, LogError> {
         let mut last = None;
@@ -157,5 +179,21 @@ mod tests {
         assert!(matches!(error, StoreError::Other { .. }), "{error}");
         let log = LogFiles::new(store, 0);
         assert!(matches!(log.record(0).await, Err(LogError::Unavailable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_missing_record_with_one_behind_it_is_not_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&DestinationConfig::new(format!("file://{}", dir.path().display()))).unwrap();
+        let log = LogFiles::new(Arc::clone(&store), 0);
+        assert_eq!(log.check_end(0).await, Ok(()), "nothing was ever written");
+        store.make_dirs(layout::COMMITS, 0o700).await.unwrap();
+        for n in [0, 1, 3] {
+            write_once(&*store, &layout::commit(n), Bytes::new()).await.unwrap();
+        }
+        assert_eq!(log.check_end(4).await, Ok(()));
+        assert_eq!(log.check_end(1).await, Ok(()), "it was written since");
+        let Err(LogError::Broken(what)) = log.check_end(2).await else { panic!("record 3 is there") };
+        assert!(what.contains(&layout::commit(2)) && what.contains("record 3 is there"), "{what}");
     }
 }

@@ -75,7 +75,7 @@ pub(super) async fn fold(store: &dyn Store, url: &str, to: Option<u64>) -> anyho
         Some(_) => 0,
         None => known.keys().find(|n| records.first().is_none_or(|first| **n >= *first)).copied().unwrap_or(0),
     };
-    holes(&mut folded, &records);
+    folded.findings.extend(holes(&records, folded.highest.unwrap_or(0)));
     let mut reading = futures::stream::iter(records.iter().map(|n| async move { (*n, read::record(store, *n).await) }))
         .buffered(PARALLEL);
     while let Some((n, got)) = reading.next().await {
@@ -149,9 +149,9 @@ impl Folded {
     }
 }
 
-/// Numbers that are missing between those that are there, or before them.
-fn holes(folded: &mut Folded, records: &[u64]) {
-    let highest = folded.highest.unwrap_or(0);
+/// Numbers that are missing between those that are there, or before them; `highest` is the highest checkpoint.
+pub(super) fn holes(records: &[u64], highest: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
     let mut expected = match records.first() {
         // What a checkpoint covers may be gone.
         Some(first) if *first <= highest => *first,
@@ -159,10 +159,11 @@ fn holes(folded: &mut Folded, records: &[u64]) {
     };
     for n in records.iter().copied() {
         if n > expected {
-            folded.findings.push(missing(expected, n, highest));
+            findings.push(missing(expected, n, highest));
         }
         expected = n + 1;
     }
+    findings
 }
 
 fn missing(from: u64, to: u64, highest: u64) -> Finding {
@@ -179,10 +180,10 @@ fn missing(from: u64, to: u64, highest: u64) -> Finding {
     Finding::new(
         file,
         what,
-        "a collector that starts takes the record before it for the end of the log: it would not know what later records \
-         cover, and commit batches again",
-        "start no collector; stop those that run only after this is repaired; restore the file from a snapshot or the \
-         trash, byte for byte, then run `log verify` again",
+        "no collector can start: it would not know what later records cover, and commit batches again; those that run have \
+         it in memory and go on",
+        "restore the file from a snapshot or the trash, byte for byte, then run `log verify` again; stop those that run only \
+         after that",
     )
 }
 

@@ -9,8 +9,10 @@ use proto::wire;
 use proto::wire::commit_record::Action;
 use serde_json::{Value, json};
 
+use super::super::findings::Finding;
 use super::super::seal::Site;
 use super::Show;
+use super::fold;
 use super::read::{self, Got};
 use super::runs::number;
 use crate::ledger::committed::covers;
@@ -37,7 +39,8 @@ pub(super) async fn show(site: &Site, asked: &Show, print: impl Fn(&str)) -> any
             there.map_or("none".to_owned(), |(first, last)| format!("{first} to {last}"))
         );
     }
-    let (mut findings, mut all) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
+    let mut findings = gaps(&listed, &numbers);
     for n in numbers {
         match read::record(&*site.store, n).await? {
             Got::Gone => {}
@@ -60,6 +63,14 @@ pub(super) async fn show(site: &Site, asked: &Show, print: impl Fn(&str)) -> any
         findings.iter().for_each(|finding| print(&finding.to_string()));
     }
     Ok(findings.len())
+}
+
+/// Records that are missing among those that are shown.
+fn gaps(listed: &read::Listed, shown: &[u64]) -> Vec<Finding> {
+    let highest = listed.checkpoints.last().copied().unwrap_or(0);
+    let first = shown.first().copied().unwrap_or(0);
+    // One that begins the log is told by `log verify`, which knows what lies before it.
+    fold::holes(shown, highest.max(first))
 }
 
 /// `7`, `3..9`, `3..`, `..9`.
