@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proto::ids::{BatchId, DatasetName};
+use proto::ids::{AgentName, BatchId, DatasetName};
 
 pub use event::{Action, AppendAnswer, Delivery, Event, Now, StepGroup};
 pub use in_flight::{Credit, InFlight};
@@ -111,6 +111,8 @@ pub struct Counts {
     pub covered_twice: u64,
     /// Records of others that were read.
     pub records_read: u64,
+    /// Marks in records that this run read or wrote that count for no seal, since a clock is ahead.
+    pub marks_ahead: u64,
     /// Records that this run deleted from the log.
     pub cleaned_records: u64,
 }
@@ -164,6 +166,8 @@ pub struct Coordinator {
     unfinished: BTreeMap<u64, Unfinished>,
     keeper: Keeper,
     clock: ClockWatch,
+    /// Agents of which a mark was too far ahead, and when that was last said.
+    ahead_told: HashMap<AgentName, Instant>,
     sealing: Sealing,
     /// What the own record asks for besides its files: done when those are in their places.
     publishing: Finish,
@@ -226,6 +230,7 @@ impl Coordinator {
             unfinished: BTreeMap::new(),
             keeper,
             clock,
+            ahead_told: HashMap::new(),
             sealing,
             publishing: Finish::default(),
             fenced: None,

@@ -42,6 +42,7 @@ struct Gauges {
     open_partitions: Gauge<u64>,
     waiting_partitions: Gauge<u64>,
     ready_partitions: Gauge<u64>,
+    marks_ahead: Gauge<u64>,
     clock_ahead: Gauge<f64>,
 }
 
@@ -91,6 +92,7 @@ impl Metrics {
                     "Partitions that are over and wait for an agent's word",
                 ),
                 ready_partitions: gauge("ready_partitions", "Partitions that can be sealed and are not yet"),
+                marks_ahead: gauge("marks_ahead", "Marks that count for no seal: a clock is ahead"),
                 clock_ahead: meter
                     .f64_gauge("collector_clock_ahead_seconds")
                     .with_description(
@@ -145,6 +147,7 @@ impl Metrics {
         gauges.open_partitions.record(snapshot.open_partitions, &[]);
         gauges.waiting_partitions.record(snapshot.waiting_partitions, &[]);
         gauges.ready_partitions.record(snapshot.ready_partitions, &[]);
+        gauges.marks_ahead.record(snapshot.marks_ahead, &[]);
         gauges.clock_ahead.record(snapshot.clock_ahead_ms as f64 / 1000.0, &[]);
     }
 }

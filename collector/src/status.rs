@@ -54,6 +54,8 @@ pub struct Snapshot {
     pub unfinished_records: u64,
     /// Records that this run deleted from the log.
     pub cleaned_records: u64,
+    /// Marks that count for no seal since they are ahead of the clock of the collector that committed them.
+    pub marks_ahead: u64,
     /// Committed files of this run that the store refuses to bring to their places, for example by a quota.
     pub stuck_files: u64,
     /// Final names of the first of them.
@@ -111,6 +113,7 @@ impl Snapshot {
             dead_drafts,
             covered_twice,
             records_read: _,
+            marks_ahead,
             cleaned_records,
         } = coordinator.counts().clone();
         let status = coordinator.status(now);
@@ -140,6 +143,7 @@ impl Snapshot {
             covered_twice,
             unfinished_records: coordinator.unfinished_records() as u64,
             cleaned_records,
+            marks_ahead,
             stuck_files: coordinator.stuck_files().count() as u64,
             stuck: coordinator.stuck_files().take(NAMED).map(str::to_owned).collect(),
             streams: streams as u64,

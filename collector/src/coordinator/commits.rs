@@ -21,6 +21,8 @@ const FIRST_RETREAT: Duration = Duration::from_secs(1);
 const LONGEST_RETREAT: Duration = Duration::from_secs(30);
 /// How long a closed group waits for others that are being closed, to go into one record with them.
 const GATHER: Duration = Duration::from_secs(1);
+/// Between two warnings that an agent's marks are ahead.
+const AHEAD_TOLD_EVERY: Duration = Duration::from_secs(3600);
 
 impl Coordinator {
     /// Closes what is due.
@@ -190,7 +192,7 @@ impl Coordinator {
         if record.incarnation == self.settings.incarnation {
             return self.stop(Stop::Log(format!("record {n} is of this run, but of no draft that it knows")));
         }
-        let Some(applied) = self.apply(n, record) else { return };
+        let Some(applied) = self.apply(n, record, now.instant) else { return };
         self.counts.records_read += 1;
         if applied.retired.as_deref() == Some(&*self.settings.incarnation) {
             if self.leaving.is_some() {
@@ -240,9 +242,10 @@ impl Coordinator {
     }
 
     /// Merges a record into the view; stops if it cannot be merged.
-    fn apply(&mut self, n: u64, record: &wire::CommitRecord) -> Option<Applied> {
+    fn apply(&mut self, n: u64, record: &wire::CommitRecord, now: Instant) -> Option<Applied> {
         match self.view.apply(n, record) {
             Ok(applied) => {
+                self.tell_marks_ahead(n, &applied, now);
                 if applied.twice > 0 {
                     self.counts.covered_twice += applied.twice;
                     tracing::error!(
@@ -260,6 +263,23 @@ impl Coordinator {
         }
     }
 
+    /// No seal rests on such a mark: the agent's days wait until its clock, or the collector's, is right again.
+    fn tell_marks_ahead(&mut self, n: u64, applied: &Applied, now: Instant) {
+        self.counts.marks_ahead += applied.marks_ahead.len() as u64;
+        self.ahead_told.retain(|_, told| now.saturating_duration_since(*told) < AHEAD_TOLD_EVERY);
+        for (key, ahead_ms) in &applied.marks_ahead {
+            if !self.ahead_told.contains_key(&key.agent) {
+                self.ahead_told.insert(key.agent.clone(), now);
+                tracing::warn!(
+                    n,
+                    agent = %key.agent,
+                    ahead_seconds = ahead_ms / 1000,
+                    "a mark does not count, it is ahead of the clock of the collector that committed it: a clock is wrong"
+                );
+            }
+        }
+    }
+
     fn answer_left(&mut self, left: Left) {
         let Left { id, entry } = left;
         if self.view.committed().contains(&id) {
@@ -272,7 +292,7 @@ impl Coordinator {
     }
 
     fn committed_draft(&mut self, n: u64, draft: Draft, now: Now) {
-        let Some(applied) = self.apply(n, &draft.record) else { return };
+        let Some(applied) = self.apply(n, &draft.record, now.instant) else { return };
         for group in &draft.groups {
             let left = self.staged.remove_group(*group);
             self.keep_answers(left);
@@ -378,5 +398,28 @@ mod tests {
         assert_eq!(drafted(&owner), None);
         owner.handle(Event::Tick, at(1010));
         assert_eq!(drafted(&owner), Some(vec![1]), "it does not wait for a close that takes longer");
+    }
+
+    #[test]
+    fn marks_that_are_ahead_are_counted_and_told_once_an_hour_by_agent() {
+        let begun = Instant::now();
+        let mut owner = coordinator();
+        let mut read = |n: u64, agent: &str, at: Duration| {
+            let mark = wire::SeqMark { seq: 0, mark: Some(wire::Mark { at_unix_ms: 120_000, ..Default::default() }) };
+            let cover = wire::OriginCover {
+                agent: agent.into(),
+                origin: proto::ids::Origin::mint(5, u128::from(n)).to_bytes(),
+                marks: vec![mark],
+                ..Default::default()
+            };
+            let publish = wire::Publish { files: Vec::new(), covers: vec![cover] };
+            let record = wire::CommitRecord { action: Some(Said::Publish(publish)), ..Default::default() };
+            owner.apply(n, &record, begun + at).unwrap();
+            (owner.counts().marks_ahead, owner.ahead_told.values().filter(|told| **told == begun + at).count())
+        };
+        assert_eq!(read(0, "web-1", Duration::ZERO), (1, 1));
+        assert_eq!(read(1, "web-1", Duration::from_secs(300)), (2, 0), "told a moment ago");
+        assert_eq!(read(2, "web-2", Duration::from_secs(600)), (3, 1));
+        assert_eq!(read(3, "web-1", Duration::from_secs(3600)), (4, 1));
     }
 }
