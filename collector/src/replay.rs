@@ -59,9 +59,25 @@ pub async fn begin(
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(LONGEST_BACKOFF);
             }
-            Err(LogError::Newer(what)) => return Err(Stop::Newer(what)),
-            Err(LogError::Broken(what)) => return Err(Stop::Log(what)),
+            Err(LogError::Newer(what)) => {
+                give_up(&*store, own).await;
+                return Err(Stop::Newer(what));
+            }
+            Err(LogError::Broken(what)) => {
+                give_up(&*store, own).await;
+                return Err(Stop::Log(what));
+            }
         }
+    }
+}
+
+/// The run ends before it began: no draft ever lay in its directory. Left behind, there would be one for each start
+/// until the log is repaired, with nobody who could retire them.
+async fn give_up(store: &dyn Store, own: Option<Own>) {
+    let Some(own) = own else { return };
+    let staging = own.layout.staging();
+    if let Err(error) = store.delete(&staging, true).await {
+        tracing::info!(dir = %staging, %error, "own directory cannot be deleted now");
     }
 }
 
@@ -206,5 +222,43 @@ fn read_format(bytes: &[u8]) -> Result<(), LogError> {
             Err(LogError::Newer(format!("{} {format}, this release reads up to {}", layout::FORMAT, proto::FORMAT)))
         }
         _ => Err(LogError::Broken(format!("{} holds {:?}, no format number", layout::FORMAT, text.trim()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DestinationConfig, open};
+
+    struct Pinned(u8);
+
+    impl Source for Pinned {
+        fn random(&mut self) -> [u8; 16] {
+            self.0 += 1;
+            [self.0; 16]
+        }
+        fn unix_ms(&mut self) -> i64 {
+            1_700_000_000_000
+        }
+    }
+
+    #[tokio::test]
+    async fn starts_that_fail_leave_no_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&DestinationConfig::new(format!("file://{}", dir.path().display()))).unwrap();
+        let begun = begin(Arc::clone(&store), "col-1", &mut Pinned(0), |_| ()).await.unwrap();
+        let staged = async || -> Vec<String> {
+            store.list(layout::STAGING).await.unwrap().into_iter().map(|entry| entry.name).collect()
+        };
+        assert_eq!(staged().await, [begun.layout.incarnation()]);
+        write_once(&*store, &layout::commit(0), "no record".into()).await.unwrap();
+        let stop = begin(Arc::clone(&store), "col-1", &mut Pinned(7), |_| ()).await.unwrap_err();
+        assert!(matches!(stop, Stop::Log(_)), "{stop}");
+        assert_eq!(staged().await, [begun.layout.incarnation()], "that of the run that began stays");
+        store.delete(layout::FORMAT, false).await.unwrap();
+        write_once(&*store, layout::FORMAT, "99".into()).await.unwrap();
+        let stop = begin(Arc::clone(&store), "col-1", &mut Pinned(9), |_| ()).await.unwrap_err();
+        assert!(matches!(stop, Stop::Newer(_)), "{stop}");
+        assert_eq!(staged().await, [begun.layout.incarnation()]);
     }
 }
