@@ -63,8 +63,8 @@ pub async fn clean(log: &LogFiles, own: &str, older_than_unix_ms: i64) -> Result
             cleaned.more = true;
             break;
         }
-        let ReadRecord::Record(record) = log.from(n).record(n).await? else { break };
-        if record.time_unix_ms >= older_than_unix_ms {
+        let Some(time_unix_ms) = time(log, n).await? else { break };
+        if time_unix_ms >= older_than_unix_ms {
             break;
         }
         // One that is not answered is asked for again before any later one goes: the log has no holes.
@@ -79,6 +79,22 @@ pub async fn clean(log: &LogFiles, own: &str, older_than_unix_ms: i64) -> Result
     Ok(cleaned)
 }
 
+/// When a record was written, that a checkpoint covers; none if there is none. Nobody needs what it says any more: one
+/// that cannot be read must not keep all later ones for ever.
+async fn time(log: &LogFiles, n: u64) -> Result<Option<i64>, LogError> {
+    let error = match log.from(n).record(n).await {
+        Ok(ReadRecord::Record(record)) => return Ok(Some(record.time_unix_ms)),
+        Ok(ReadRecord::End) => return Ok(None),
+        Err(error @ LogError::Broken(_)) => error,
+        Err(error) => return Err(error),
+    };
+    let stat = log.store().stat(&layout::commit(n)).await.map_err(LogError::Unavailable)?;
+    if stat.is_some() {
+        tracing::warn!(n, %error, "record is damaged, a checkpoint covers it: it is deleted when its file is old enough");
+    }
+    Ok(stat.map(|stat| stat.modified_unix_ms))
+}
+
 async fn numbers(store: &dyn Store, dir: &str) -> Result<Vec<u64>, LogError> {
     let entries = store.list(dir).await.map_err(LogError::Unavailable)?;
     let mut numbers: Vec<u64> = entries.iter().filter_map(|entry| parse_number(&entry.name)).collect();
@@ -88,8 +104,14 @@ async fn numbers(store: &dyn Store, dir: &str) -> Result<Vec<u64>, LogError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use proto::wire;
+
     use super::*;
     use crate::housekeeping::seen::Sign;
+    use crate::log::files::write_once;
+    use crate::store::{DestinationConfig, open};
 
     fn dirs(read: &[Option<u64>]) -> BTreeMap<String, Dir> {
         let dir = |read: &Option<u64>| Dir::Shows(read.map(|read| Sign { read, counter: 1 }));
@@ -109,5 +131,29 @@ mod tests {
         let mut unknown = dirs(&[Some(12)]);
         unknown.insert("x".into(), Dir::Unknown);
         assert_eq!(free_below(10, &unknown), None);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_that_a_checkpoint_covers_keeps_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&DestinationConfig::new(format!("file://{}", dir.path().display()))).unwrap();
+        for path in [layout::COMMITS, layout::CHECKPOINTS, layout::STAGING] {
+            store.make_dirs(path, 0o750).await.unwrap();
+        }
+        for n in 0..4 {
+            let action = Some(wire::commit_record::Action::Retire(wire::Retire::default()));
+            let record = wire::CommitRecord { time_unix_ms: 1, action, ..Default::default() };
+            let mut bytes = proto::record::encode_record(&record);
+            *bytes.last_mut().unwrap() ^= u8::from(n == 1);
+            write_once(&*store, &layout::commit(n), bytes.into()).await.unwrap();
+        }
+        let checkpoint = wire::Checkpoint { next: 4, ..Default::default() };
+        let bytes = proto::record::encode_checkpoint(&checkpoint);
+        write_once(&*store, &layout::checkpoint(4), bytes.into()).await.unwrap();
+        let log = LogFiles::new(Arc::clone(&store), 4);
+        let young = clean(&log, "own", 1000).await.unwrap();
+        assert_eq!(young.records, 1, "its file is from now: it is kept as long as any other");
+        let old = clean(&log, "own", i64::MAX).await.unwrap();
+        assert_eq!(old.records, 2, "it and the one behind it; the last covered one stays");
     }
 }
