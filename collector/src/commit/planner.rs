@@ -289,6 +289,7 @@ impl Planner {
             Outcome::Stop(stop) => return Effect::Stop(stop),
             _ => {}
         }
+        let went_on = went_on(&outcome);
         let phase = std::mem::replace(&mut self.phase, Phase::Idle);
         self.not_before = None;
         let effect = match (phase, outcome) {
@@ -331,7 +332,7 @@ impl Planner {
         if matches!(effect, Effect::Committed { .. } | Effect::Dead(_)) || matches!(self.phase, Phase::Taken(..)) {
             self.unsettled = None;
         }
-        if self.not_before.is_none() && !matches!(self.phase, Phase::Void(_)) {
+        if went_on {
             (self.trouble, self.backoff) = (None, FIRST_BACKOFF);
         }
         effect
@@ -392,6 +393,16 @@ impl Planner {
             Renamed::Done | Renamed::TargetExists => Effect::Dead(draft),
             Renamed::SourceMissing | Renamed::ParentMissing => self.go(Phase::Gone(draft)),
         }
+    }
+}
+
+/// Does this end a trouble? That the own directory is there, or a draft was given up, does not: a store that takes no
+/// draft would be asked again at once, for ever.
+fn went_on(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Written | Outcome::Renamed(_) | Outcome::Record { .. } | Outcome::End { .. } => true,
+        Outcome::Published(all) => all.again.is_empty(),
+        _ => false,
     }
 }
 
@@ -546,5 +557,39 @@ mod tests {
         planner.on(Outcome::Unusable("close was not answered".into()), now);
         assert_eq!(planner.poll(now + LONGEST_BACKOFF), Some(Step::OwnDirectory));
         assert!(matches!(planner.on(Outcome::OwnDirectory(true), now), Effect::Dead(_)));
+    }
+
+    #[test]
+    fn a_store_that_takes_no_draft_is_asked_less_and_less_often_and_stays_a_trouble() {
+        let begun = Instant::now();
+        let mut planner = Planner::new(0, "_catchment/staging/me".into());
+        let mut attempts = 0;
+        for millis in (0..60_000).step_by(50) {
+            let now = begun + Duration::from_millis(millis);
+            if planner.is_idle() {
+                planner.begin(draft());
+            }
+            let outcome = match planner.poll(now) {
+                Some(Step::WriteDraft { .. }) => Outcome::Unusable("quota".into()),
+                Some(Step::OwnDirectory) => Outcome::OwnDirectory(true),
+                Some(step) => panic!("{step:?}"),
+                None => continue,
+            };
+            attempts += u32::from(matches!(outcome, Outcome::Unusable(_)));
+            planner.on(outcome, now);
+            assert_eq!(planner.trouble(), Some("quota"), "after {millis} ms");
+        }
+        assert!((7..15).contains(&attempts), "{attempts} in a minute");
+        let late = begun + Duration::from_secs(120);
+        if planner.is_idle() {
+            planner.begin(draft());
+        } else {
+            planner.poll(late);
+            planner.on(Outcome::OwnDirectory(true), late);
+            planner.begin(draft());
+        }
+        planner.poll(late);
+        planner.on(Outcome::Written, late);
+        assert_eq!((planner.trouble(), planner.backoff), (None, FIRST_BACKOFF));
     }
 }
