@@ -154,7 +154,8 @@ pub fn text(key: &PartitionKey, sealed: &SealedPartition) -> Text {
     }
 }
 
-fn gap(gap: &wire::SealGap) -> GapText {
+/// One reason of a seal in words.
+pub fn gap(gap: &wire::SealGap) -> GapText {
     let seqs = gap.missing.as_ref().and_then(|set| IntervalSet::try_from(set).ok()).unwrap_or_default();
     let missing = ranges(&seqs, gap.missing_from);
     GapText {

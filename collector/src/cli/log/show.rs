@@ -16,7 +16,7 @@ use super::fold;
 use super::read::{self, Got};
 use super::runs::number;
 use crate::ledger::committed::covers;
-use crate::seal::marker::time;
+use crate::seal::marker::{GapText, gap, time};
 use crate::seal::wait::ranges;
 
 /// Records shown when none was asked for.
@@ -163,6 +163,31 @@ fn origin_covers(record: &wire::CommitRecord) -> &[wire::OriginCover] {
     }
 }
 
+fn seals(record: &wire::CommitRecord) -> &[wire::PartitionSeal] {
+    match &record.action {
+        Some(Action::Seal(seal)) => &seal.partitions,
+        _ => &[],
+    }
+}
+
+/// Runs that are forgotten, and those of which what came later is.
+fn expired(record: &wire::CommitRecord) -> Vec<(&[wire::OriginId], &'static str)> {
+    match &record.action {
+        Some(Action::Expire(expire)) => vec![(&expire.origins, "expires"), (&expire.expired_sets, "clears")],
+        _ => Vec::new(),
+    }
+}
+
+fn gap_line(gap: &GapText) -> String {
+    let agent = if gap.agent.is_empty() { "any agent" } else { &gap.agent };
+    let mut line = format!("{agent} ({})", gap.reason);
+    let parts = [("run", &gap.origin), ("batches", &gap.missing), ("last mark", &gap.last_mark)];
+    for (name, value) in parts.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+        let _ = write!(line, ", {name} {value}");
+    }
+    line
+}
+
 /// Seqs of one origin, by kind.
 fn kinds(cover: &wire::OriginCover) -> Vec<(&'static str, String)> {
     let seqs = |seqs: Vec<u64>| ranges(&seqs.into_iter().collect(), None);
@@ -192,6 +217,13 @@ fn in_full(n: u64, record: &wire::CommitRecord) -> String {
     if let Some(Action::Compact(compact)) = &record.action {
         compact.replaced.iter().for_each(|path| _ = writeln!(out, "  replaces {path}"));
         compact.missing.iter().for_each(|path| _ = writeln!(out, "  missing {path}"));
+    }
+    for seal in seals(record) {
+        let home = place(&seal.dataset, seal.partition.as_ref());
+        seal.gaps.iter().map(gap).for_each(|gap| _ = writeln!(out, "  {home} without {}", gap_line(&gap)));
+    }
+    for (runs, what) in expired(record) {
+        runs.iter().for_each(|id| _ = writeln!(out, "  {what} {} run {}", id.agent, run(&id.origin)));
     }
     for cover in origin_covers(record) {
         let kinds: Vec<String> = kinds(cover).into_iter().map(|(kind, seqs)| format!("{kind} {seqs}")).collect();
@@ -229,9 +261,77 @@ fn as_json(n: u64, record: &wire::CommitRecord) -> Value {
         let counts: Vec<Value> = cover.counts.iter().map(count).collect();
         json!({ "agent": cover.agent, "origin": run(&cover.origin), "seqs": seqs, "counts": counts })
     };
-    json!({
+    let mut json = json!({
         "n": n, "time": time(record.time_unix_ms), "collector": record.collector, "incarnation": record.incarnation,
         "says": what(record), "files": files(record).iter().map(file).collect::<Vec<_>>(),
         "covers": origin_covers(record).iter().map(cover).collect::<Vec<_>>(),
-    })
+    });
+    let runs = |runs: &[wire::OriginId]| -> Value {
+        runs.iter().map(|id| json!({ "agent": id.agent, "origin": run(&id.origin) })).collect()
+    };
+    let seal = |seal: &wire::PartitionSeal| {
+        json!({
+            "partition": place(&seal.dataset, seal.partition.as_ref()), "complete": seal.complete,
+            "events": seal.events, "files": seal.files, "bytes": seal.bytes, "by": seal.by,
+            "gaps": seal.gaps.iter().map(gap).collect::<Vec<_>>(),
+        })
+    };
+    match &record.action {
+        Some(Action::Compact(compact)) => {
+            (json["replaced"], json["missing"]) = (json!(compact.replaced), json!(compact.missing));
+        }
+        Some(Action::Expire(expire)) => {
+            (json["expired"], json["cleared"]) = (runs(&expire.origins), runs(&expire.expired_sets));
+        }
+        Some(Action::Seal(_)) => json["sealed"] = seals(record).iter().map(seal).collect(),
+        _ => {}
+    }
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(action: Action) -> (Value, String) {
+        let record = wire::CommitRecord { action: Some(action), ..Default::default() };
+        (as_json(7, &record), in_full(7, &record))
+    }
+
+    #[test]
+    fn what_a_record_takes_away_or_finds_missing_is_shown() {
+        let partition = Some(wire::Partition { date: 20_775, hour: None });
+        let (json, text) = both(Action::Compact(wire::Compact {
+            dataset: "d".into(),
+            partition,
+            replaced: vec!["d/a".into()],
+            missing: vec!["d/b".into()],
+            ..Default::default()
+        }));
+        assert_eq!((&json["replaced"], &json["missing"]), (&json!(["d/a"]), &json!(["d/b"])));
+        assert!(text.contains("replaces d/a") && text.contains("missing d/b"), "{text}");
+
+        let origin = Origin::mint(5, 5);
+        let id = |agent: &str| wire::OriginId { agent: agent.into(), origin: origin.to_bytes() };
+        let (origins, expired_sets) = (vec![id("web-1")], vec![id("web-2")]);
+        let (json, text) = both(Action::Expire(wire::Expire { origins, expired_sets, horizon_unix_ms: 0 }));
+        assert_eq!(json["expired"], json!([{ "agent": "web-1", "origin": origin.to_string() }]));
+        assert_eq!(json["cleared"], json!([{ "agent": "web-2", "origin": origin.to_string() }]));
+        assert!(text.contains(&format!("expires web-1 run {origin}")), "{text}");
+        assert!(text.contains(&format!("clears web-2 run {origin}")), "{text}");
+
+        let gap = wire::SealGap {
+            agent: "web-3".into(),
+            reason: wire::GapReason::MissingSeqs as i32,
+            origin: origin.to_bytes(),
+            missing: Some((&[3, 4].into_iter().collect::<IntervalSet>()).into()),
+            ..Default::default()
+        };
+        let sealed = wire::PartitionSeal { dataset: "d".into(), partition, gaps: vec![gap], ..Default::default() };
+        let (json, text) = both(Action::Seal(wire::Seal { partitions: vec![sealed] }));
+        let gap = &json["sealed"][0]["gaps"][0];
+        assert_eq!((&gap["agent"], &gap["missing"]), (&json!("web-3"), &json!("3-4")), "{json}");
+        let line = format!("d/event_date=2026-11-18 without web-3 (missing_batches), run {origin}, batches 3-4");
+        assert!(text.contains(&line), "{text}");
+    }
 }
