@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
+use opentelemetry::metrics::Meter;
 use proto::ids::BatchId;
 use proto::wire::deliver_request::Message;
 use proto::wire::{self, DeliverRequest, DeliverResponse, collect_server::Collect};
@@ -85,6 +86,7 @@ struct Inner {
     streams: AtomicU64,
     all: Pool,
     stream_bytes: u64,
+    /// Batches that could not be answered, since not even their identity could be read.
     unidentified: AtomicU64,
 }
 
@@ -108,9 +110,14 @@ impl Receive {
         let _ = self.0.owner.set(owner);
     }
 
-    /// Batches that could not be answered, since not even their identity could be read.
-    pub fn unidentified(&self) -> u64 {
-        self.0.unidentified.load(Ordering::Relaxed)
+    /// Registers what is counted here. Once per process.
+    pub fn register(&self, meter: &Meter) {
+        let receive = self.clone();
+        let _registered = meter
+            .u64_observable_counter("collector_unidentified_batches")
+            .with_description("Batches without a readable identity: each broke off the stream that brought it")
+            .with_callback(move |to| to.observe(receive.0.unidentified.load(Ordering::Relaxed), &[]))
+            .build();
     }
 }
 

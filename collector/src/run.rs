@@ -68,7 +68,8 @@ impl Collector {
     /// Starts it on a store that is open already.
     pub async fn start_on(config: Config, store: Arc<dyn Store>, shutdown: Shutdown) -> anyhow::Result<Self> {
         let telemetry = Telemetry::new("collector")?;
-        let metrics = Metrics::new(&telemetry.meter());
+        let meter = telemetry.meter();
+        let metrics = Metrics::new(&meter);
         let health = Health::new();
         health.set_part("log", false, "the commit log is not read yet");
         let (snapshot, status) = watch::channel(Snapshot::beginning(&config.name));
@@ -78,6 +79,7 @@ impl Collector {
         let address = listener.local_addr()?;
         let (admin, admin_task) = admin::serve(config.admin.listen, telemetry, health.clone(), routes(status.clone()))?;
         let receive = Receive::new(config.receive.memory.bytes(), config.receive.stream_memory.bytes());
+        receive.register(&meter);
         let finished = CancellationToken::new();
         let mut tasks = Tasks::new(shutdown.clone());
         tasks.spawn_service("admin", async move { Ok(admin_task.await?) });

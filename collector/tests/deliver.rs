@@ -16,6 +16,7 @@ use proto::wire::collect_client::CollectClient;
 use proto::wire::deliver_request::Message;
 use proto::wire::deliver_response::Message as Reply;
 use proto::wire::{self, DeliverRequest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -153,6 +154,14 @@ fn key(agent: &str, seq: u64) -> wire::BatchKey {
     wire::BatchKey { agent: agent.into(), origin: origin().to_bytes(), seq }
 }
 
+async fn metrics(collector: &Collector) -> String {
+    let mut http = tokio::net::TcpStream::connect(collector.admin).await.unwrap();
+    http.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, http.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+    answer
+}
+
 fn published(root: &Path, dir: &str) -> String {
     let mut text = String::new();
     let Ok(entries) = std::fs::read_dir(root.join(dir)) else { return text };
@@ -265,6 +274,9 @@ async fn a_newer_format_is_not_kept_and_an_unreadable_identity_breaks_the_stream
         }
     };
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    let metrics = metrics(&collector).await;
+    let counted = |line: &str| line.contains("collector_unidentified_batches_total") && line.ends_with(" 1");
+    assert!(metrics.lines().any(counted), "{metrics}");
     shutdown.drain();
     collector.join().await.unwrap();
 }

@@ -119,11 +119,6 @@ impl Life {
         let living = self.rows.iter().filter(|(_, row)| row.silent < self.retire_after && row.sign.is_some());
         living.map(|(name, _)| name.as_str())
     }
-
-    /// All others that have a directory.
-    pub fn others(&self) -> usize {
-        self.rows.len()
-    }
 }
 
 #[cfg(test)]
@@ -162,7 +157,7 @@ mod tests {
         life.alive("a");
         assert_eq!(life.dead().len(), 1);
         life.listed(&looked(at + BEAT, &[]));
-        assert_eq!((life.dead().len(), life.others()), (0, 0), "they are gone");
+        assert_eq!((life.dead().len(), life.rows.len()), (0, 0), "they are gone");
     }
 
     #[test]

@@ -84,8 +84,6 @@ pub struct Applied {
     pub forgotten: Option<AgentName>,
     /// Partitions that it seals.
     pub sealed: Vec<PartitionKey>,
-    /// Partitions in which it publishes or replaces files.
-    pub published: Vec<PartitionKey>,
     /// Origins with a mark that does not count since it is too far ahead of the record's time, and by how much,
     /// milliseconds: a clock is wrong.
     pub marks_ahead: Vec<(OriginKey, i64)>,
@@ -165,14 +163,14 @@ impl View {
             self.audit.cover(&cover.key.agent, wire, time);
         }
         let agents: Vec<AgentName> = covers.iter().map(|cover| cover.key.agent.clone()).collect();
-        let (published, markers) = self.partitions.publish(n, time, &publish.files, &agents)?;
+        let markers = self.partitions.publish(n, time, &publish.files, &agents)?;
         let finish = Finish {
             incarnation: record.incarnation.clone(),
             bring: publish.files.clone(),
             remove: Vec::new(),
             markers,
         };
-        Ok(Applied { covers, twice, finish, published, marks_ahead, ..Applied::default() })
+        Ok(Applied { covers, twice, finish, marks_ahead, ..Applied::default() })
     }
 
     fn expire(&mut self, n: u64, expire: &wire::Expire) -> Result<Applied, MergeError> {
@@ -201,7 +199,7 @@ impl View {
             remove: compact.replaced.clone(),
             markers: Vec::new(),
         };
-        Ok(Applied { finish, published: vec![key], ..Applied::default() })
+        Ok(Applied { finish, ..Applied::default() })
     }
 
     fn seal(&mut self, n: u64, seal: &wire::Seal) -> Result<Applied, MergeError> {

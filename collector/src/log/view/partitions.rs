@@ -109,16 +109,16 @@ impl Partitions {
         }
     }
 
-    /// Merges the data files of record `n`; `agents` are those of its covers. Returns the partitions it publishes in,
-    /// and those whose marker it outdates.
+    /// Merges the data files of record `n`; `agents` are those of its covers. Returns the partitions whose marker it
+    /// outdates.
     pub(super) fn publish(
         &mut self,
         n: u64,
         time_unix_ms: i64,
         files: &[wire::PublishedFile],
         agents: &[AgentName],
-    ) -> Result<(Vec<PartitionKey>, Vec<PartitionKey>), MergeError> {
-        let (mut published, mut markers) = (Vec::new(), Vec::new());
+    ) -> Result<Vec<PartitionKey>, MergeError> {
+        let mut markers = Vec::new();
         for file in files.iter().filter(|file| file.kind() == wire::FileKind::Data) {
             let home = key(n, &file.dataset, file.partition.as_ref())?;
             if !file.late_of.is_empty() {
@@ -130,13 +130,10 @@ impl Partitions {
             if file.late_of.is_empty() {
                 self.add(&home, time_unix_ms, file, agents);
             }
-            published.push(home);
         }
-        for keys in [&mut published, &mut markers] {
-            keys.sort();
-            keys.dedup();
-        }
-        Ok((published, markers))
+        markers.sort();
+        markers.dedup();
+        Ok(markers)
     }
 
     fn add(&mut self, key: &PartitionKey, time_unix_ms: i64, file: &wire::PublishedFile, agents: &[AgentName]) {
