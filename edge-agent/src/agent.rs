@@ -58,6 +58,9 @@ impl Default for Tuning {
     }
 }
 
+/// Answers *wrong* for a sound batch are doubted for so many times [`Tuning::hurry`]: 5 minutes.
+const WRONG_PATIENCE: u32 = 300;
+
 /// Runs an agent until it has drained: with `once` when everything is read and acked, else after the shutdown begins.
 /// `shutdown.now()` ends it at once, like a kill: what is stored goes on with the next run.
 pub async fn run(config: AgentConfig, once: bool, tuning: Tuning, shutdown: Shutdown) -> Result<End> {
@@ -260,6 +263,7 @@ pub fn open(config: &AgentConfig, once: bool, tuning: &Tuning, given: Given) -> 
         timeout: config.aggregators.timeout.get(),
         in_flight_bytes: config.aggregators.in_flight.bytes(),
         hurry: tuning.hurry,
+        wrong_patience: tuning.hurry * WRONG_PATIENCE,
         origins: outbox.index().rows().iter().rev().map(|row| row.origin).collect(),
         seed,
     };

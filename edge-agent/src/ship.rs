@@ -13,6 +13,7 @@ mod quarantined;
 pub mod queue;
 mod report;
 mod retry;
+mod wrong;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,7 +37,6 @@ use self::quarantined::Quarantined;
 use self::queue::{Queue, Take};
 use self::retry::Retry;
 use crate::outbox::Stored;
-use crate::outbox::index::Kind;
 use crate::outbox::read::{BatchReadError, BatchReader};
 use crate::status::Gauges;
 
@@ -72,6 +72,8 @@ pub struct ShipOptions {
     pub in_flight_bytes: u64,
     /// Questions at most this far apart while a gate or a drain waits for commits.
     pub hurry: Duration,
+    /// How long answers *wrong* for a sound batch are doubted.
+    pub wrong_patience: Duration,
     /// The origins of the outbox at start, newest first: aggregators are asked what they know of them.
     pub origins: Vec<Origin>,
     /// Spreads retries and choices.
@@ -245,10 +247,10 @@ impl Ship {
         {
             if take.attempts > 0 && !self.retry.may_retry() {
                 self.queue.landed(&take);
-                self.queue.again(&take, now + retry::BUDGET_PAUSE, take.avoid.clone());
+                self.queue.again(&take, now + retry::BUDGET_PAUSE, take.avoid.first().cloned());
                 continue;
             }
-            let node = self.balance.pick(now, self.rng.random(), take.avoid.as_ref());
+            let node = self.balance.pick(now, self.rng.random(), &take.avoid);
             let Some(node) = node else {
                 self.queue.landed(&take);
                 self.queue.put_back(&take);
@@ -270,11 +272,11 @@ impl Ship {
 
     fn sent(&mut self, sent: Sent) {
         let now = now();
-        let Sent { take, node, started, result } = sent;
+        let Sent { take, node, started, sound, result } = sent;
         self.queue.landed(&take);
         let random = self.rng.random();
         match result {
-            Ok(response) => self.answered(&take, &node, response, now - started, now),
+            Ok(response) => self.answered((&take, sound), &node, response, now - started, now),
             Err(SendError::Read(error)) => {
                 // Nothing was sent: the node has neither answered nor failed.
                 self.balance.report(&node, Outcome::Answered(Duration::from_millis(1)), true, now, random);
@@ -304,7 +306,14 @@ impl Ship {
         }
     }
 
-    fn answered(&mut self, take: &Take, node: &Node, response: AppendResponse, latency: Duration, now: Instant) {
+    fn answered(
+        &mut self,
+        (take, sound): (&Take, bool),
+        node: &Node,
+        response: AppendResponse,
+        latency: Duration,
+        now: Instant,
+    ) {
         self.status(response.status, now);
         self.quarantined(node, take.stored.origin, response.quarantined);
         self.committed(node, take.stored.origin, response.committed.as_ref());
@@ -333,17 +342,7 @@ impl Ship {
                     again = Some((Duration::ZERO, Some(node.clone())));
                 }
             }
-            Some(Answer::Wrong(wrong)) => {
-                counts.sends.wrong.add(1);
-                let detail = format!("{}: {}", wrong.reason().as_str_name(), wrong.detail);
-                if take.stored.place.kind == Kind::Void {
-                    // Another void would be answered the same: the fault is over there, and nothing is left to give up.
-                    tracing::error!(%node, seq = take.stored.seq, detail, "aggregator does not take a void");
-                    again = Some((self.retry.delay(take.attempts + 8, random), Some(node.clone())));
-                } else if self.queue.replacing(take) {
-                    self.tell(FromShip::Wrong { stored: take.stored, detail });
-                }
-            }
+            Some(Answer::Wrong(wrong)) => outcome = self.wrong(take, node, &wrong, sound, now),
             Some(Answer::Unsupported(newest)) => {
                 counts.sends.unsupported.add(1);
                 tracing::warn!(%node, newest = newest.newest_format, "aggregator reads only older formats: upgrade it");

@@ -259,6 +259,25 @@ async fn a_wrong_batch_becomes_a_void_and_its_bytes_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_faulty_aggregator_makes_no_void_of_a_good_batch() {
+    let (faulty, good, mut bench) = (Fake::start().await, Fake::start().await, Bench::new());
+    faulty.with(|state| state.all_data_is_wrong = true);
+    bench.write(300);
+    // The faulty one is preferred, so that every batch that can go there does.
+    let mut config = bench.config(&[&faulty, &good], "ack = \"durable\"");
+    config.aggregators.policy = edge_agent::ship::balance::Policy::Priority;
+    let (stop, task) = start(config, false);
+    good.until("all lines elsewhere", |state| state.lines().len() == 300).await;
+    assert!(faulty.with(|state| !state.wrong.is_empty()), "the faulty aggregator was never asked");
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    check_lines(&[&faulty, &good], 300);
+    let kinds = [&faulty, &good].map(|fake| fake.with(|state| state.first_kinds())).concat();
+    assert!(!kinds.contains('v'), "a good batch became a void: {kinds}");
+    assert!(!bench.state().join("rejected").exists(), "bytes of good batches were given up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_aggregator_lost_is_sent_elsewhere() {
     let (one, two, mut bench) = (Fake::start().await, Fake::start().await, Bench::new());
     for fake in [&one, &two] {

@@ -123,10 +123,11 @@ impl Balance {
     }
 
     /// Picks a node for one request, if one is available, and counts the request as in flight. `random` is any number;
-    /// `avoid` is picked only when nothing else is available.
-    pub fn pick(&mut self, now: Instant, random: u64, avoid: Option<&Node>) -> Option<Node> {
+    /// those in `avoid` are picked only when nothing else is available.
+    pub fn pick(&mut self, now: Instant, random: u64, avoid: &[Node]) -> Option<Node> {
         let usable: Vec<usize> = (0..self.nodes.len()).filter(|at| self.nodes[*at].available(now)).collect();
-        let preferred: Vec<usize> = usable.iter().copied().filter(|at| Some(&self.nodes[*at].node) != avoid).collect();
+        let preferred: Vec<usize> =
+            usable.iter().copied().filter(|at| !avoid.contains(&self.nodes[*at].node)).collect();
         let from = if preferred.is_empty() { &usable } else { &preferred };
         let at = match self.policy {
             Policy::Priority => from.first().copied(),
@@ -226,15 +227,15 @@ mod tests {
     fn home_stays_and_is_left_on_error_and_busy() {
         let now = Instant::now();
         let mut balance = balance(Policy::Home, &["a", "b", "c"]);
-        let first = balance.pick(now, 0, None).unwrap();
+        let first = balance.pick(now, 0, &[]).unwrap();
         assert_eq!(&*first, "a", "ring order while nothing is known");
         balance.report(&first, Outcome::Answered(Duration::from_millis(5)), true, now, 0);
-        assert_eq!(balance.pick(now, 7, None).unwrap(), first);
+        assert_eq!(balance.pick(now, 7, &[]).unwrap(), first);
         failed(&mut balance, &first, now);
-        let second = balance.pick(now, 7, None).unwrap();
+        let second = balance.pick(now, 7, &[]).unwrap();
         assert_ne!(second, first);
         balance.report(&second, Outcome::Busy(Duration::from_secs(2)), true, now, 0);
-        let third = balance.pick(now, 7, None).unwrap();
+        let third = balance.pick(now, 7, &[]).unwrap();
         assert!(third != first && third != second);
     }
 
@@ -243,16 +244,16 @@ mod tests {
         let mut now = Instant::now();
         let mut balance = balance(Policy::Priority, &["a"]);
         for _ in 0..EJECT_AFTER {
-            let node = balance.pick(now, 0, None).unwrap();
+            let node = balance.pick(now, 0, &[]).unwrap();
             failed(&mut balance, &node, now);
         }
-        assert_eq!(balance.pick(now, 0, None), None);
+        assert_eq!(balance.pick(now, 0, &[]), None);
         now = balance.next_available(now).unwrap();
-        let node = balance.pick(now, 0, None).unwrap();
-        assert_eq!(balance.pick(now, 0, None), None, "one at a time");
+        let node = balance.pick(now, 0, &[]).unwrap();
+        assert_eq!(balance.pick(now, 0, &[]), None, "one at a time");
         balance.report(&node, Outcome::Answered(Duration::from_millis(1)), true, now, 0);
-        assert!(balance.pick(now, 0, None).is_some() && balance.pick(now, 0, None).is_some());
-        assert_eq!(balance.pick(now, 0, None), None, "then two");
+        assert!(balance.pick(now, 0, &[]).is_some() && balance.pick(now, 0, &[]).is_some());
+        assert_eq!(balance.pick(now, 0, &[]), None, "then two");
     }
 
     #[test]
@@ -261,7 +262,7 @@ mod tests {
         let mut balance = balance(Policy::Home, &["a"]);
         let mut longest = Duration::ZERO;
         for _ in 0..40 {
-            match balance.pick(now, 0, None) {
+            match balance.pick(now, 0, &[]) {
                 Some(node) => failed(&mut balance, &node, now),
                 None => {
                     let next = balance.next_available(now).unwrap();
@@ -279,7 +280,7 @@ mod tests {
         let mut balance = balance(Policy::Spread, &["a", "b", "c"]);
         let mut seen = std::collections::BTreeSet::new();
         for random in 0..60u64 {
-            let node = balance.pick(now, random.wrapping_mul(0x9e37_79b9_7f4a_7c15), None).unwrap();
+            let node = balance.pick(now, random.wrapping_mul(0x9e37_79b9_7f4a_7c15), &[]).unwrap();
             balance.report(&node, Outcome::Answered(Duration::from_millis(2)), true, now, 0);
             seen.insert(node);
         }
@@ -295,10 +296,10 @@ mod tests {
             let mut out: std::collections::BTreeMap<Node, Instant> = Default::default();
             for (what, random, wait) in steps {
                 now += Duration::from_millis(wait);
-                let Some(node) = balance.pick(now, random, None) else {
+                let Some(node) = balance.pick(now, random, &[]) else {
                     prop_assert!(balance.next_available(now).is_some(), "none picked and none will come back");
                     now = balance.next_available(now).unwrap();
-                    prop_assert!(balance.pick(now, random, None).map(|node| balance.report(&node, Outcome::Answered(Duration::ZERO), true, now, 0)).is_some());
+                    prop_assert!(balance.pick(now, random, &[]).map(|node| balance.report(&node, Outcome::Answered(Duration::ZERO), true, now, 0)).is_some());
                     continue;
                 };
                 prop_assert!(out.get(&node).is_none_or(|until| now >= *until), "picked a busy node");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::ids::{AgentName, Origin};
 use proto::intervals::IntervalSet;
+use proto::wire::append_response::Answer;
 use proto::wire::ingest_client::IngestClient;
 use proto::wire::{
     AppendRequest, AppendResponse, IntervalSet as IntervalSetMessage, ProgressRequest, ProgressResponse,
@@ -23,6 +24,7 @@ use tower::{ServiceBuilder, ServiceExt};
 use super::balance::{Node, Outcome};
 use crate::outbox::read::{BatchReadError, BatchReader};
 use crate::ship::queue::Take;
+use crate::ship::wrong::is_sound;
 
 /// What carries requests to one aggregator.
 pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, tonic::Status>;
@@ -65,6 +67,8 @@ pub struct Sent {
     pub node: Node,
     /// When it was sent.
     pub started: Instant,
+    /// The bytes that were sent are a batch by their own header; looked at only where the answer is *wrong*.
+    pub sound: bool,
     /// What came of it.
     pub result: Result<AppendResponse, SendError>,
 }
@@ -122,8 +126,10 @@ impl Client {
         let (place, node) = (take.stored.place, self.node.clone());
         let read = tokio::task::spawn_blocking(move || reader.read(place)).await;
         let started = now();
+        let mut sound = true;
         let result = match read {
             Ok(Ok(batch)) => {
+                let sent = batch.clone();
                 let request = AppendRequest {
                     agent: self.agent.to_string(),
                     header: batch.header,
@@ -131,12 +137,16 @@ impl Client {
                     declarations_version,
                     quarantined_known,
                 };
-                self.append(request).await
+                let result = self.append(request).await;
+                if matches!(&result, Ok(AppendResponse { answer: Some(Answer::Wrong(_)), .. })) {
+                    sound = is_sound(&sent);
+                }
+                result
             }
             Ok(Err(error)) => Err(SendError::Read(error)),
             Err(error) => Err(SendError::Transport(format!("reading was given up: {error}"))),
         };
-        Sent { take, node, started, result }
+        Sent { take, node, started, sound, result }
     }
 
     async fn append(&mut self, message: AppendRequest) -> Result<AppendResponse, SendError> {

@@ -11,6 +11,7 @@ use proto::ids::Origin;
 use proto::intervals::IntervalSet;
 
 use super::balance::Node;
+use super::wrong::Disputed;
 use crate::outbox::Stored;
 use crate::outbox::index::Kind;
 
@@ -38,6 +39,7 @@ struct Tracked {
     state: State,
     attempts: u32,
     avoid: Option<Node>,
+    disputed: Disputed,
 }
 
 /// A batch to send now.
@@ -49,8 +51,8 @@ pub struct Take {
     pub stored: Stored,
     /// Sends before this one.
     pub attempts: u32,
-    /// A node to use only if there is no other.
-    pub avoid: Option<Node>,
+    /// Nodes to use only if there is no other.
+    pub avoid: Vec<Node>,
 }
 
 /// The queue. See the module.
@@ -103,7 +105,10 @@ impl Queue {
     pub fn add(&mut self, stored: Stored) {
         let key = Key { ordinal: self.ordinal(stored.origin), seq: stored.seq };
         self.drop_key(key);
-        self.batches.insert(key, Tracked { stored, state: State::Ready, attempts: 0, avoid: None });
+        self.batches.insert(
+            key,
+            Tracked { stored, state: State::Ready, attempts: 0, avoid: None, disputed: Disputed::default() },
+        );
         self.ready.insert(key);
     }
 
@@ -131,7 +136,9 @@ impl Queue {
         self.set(key, State::InFlight);
         self.in_flight_bytes += bytes;
         let tracked = self.batches.get_mut(&key)?;
-        let take = Take { key, stored: tracked.stored, attempts: tracked.attempts, avoid: tracked.avoid.clone() };
+        let mut avoid = tracked.disputed.by().to_vec();
+        avoid.extend(tracked.avoid.clone().filter(|node| !avoid.contains(node)));
+        let take = Take { key, stored: tracked.stored, attempts: tracked.attempts, avoid };
         tracked.attempts += 1;
         Some(take)
     }
@@ -175,6 +182,16 @@ impl Queue {
                 tracked.avoid = avoid;
             }
         }
+    }
+
+    /// A node called it wrong: who has by now.
+    pub fn disputed(&mut self, take: &Take, node: &Node, now: Instant) -> Disputed {
+        if !self.is_current(take) {
+            return Disputed::default();
+        }
+        let Some(tracked) = self.batches.get_mut(&take.key) else { return Disputed::default() };
+        tracked.disputed.said(node, now);
+        tracked.disputed.clone()
     }
 
     /// The answer was *busy*: that is no failed attempt, and takes nothing out of the retry budget.

@@ -7,7 +7,8 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 /// A batch waits this long when the budget is used up.
 pub const BUDGET_PAUSE: Duration = Duration::from_millis(500);
-const FIRST: Duration = Duration::from_millis(50);
+/// The pause after a first failure elsewhere.
+pub const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(5);
 /// Retries beyond this share of successes wait.
 const RETRY_SHARE: f32 = 0.5;

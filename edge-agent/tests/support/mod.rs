@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 pub enum Script {
     Busy(u64),
     Retry,
+    /// This batch is called wrong, and whenever it comes again as something else than a void.
     Wrong,
     /// The batch is stored, but the answer is lost.
     StoredNoAnswer,
@@ -46,6 +47,10 @@ pub struct State {
     /// Commit opens as they are stored, and nothing else.
     pub commit_opens_only: bool,
     pub script: VecDeque<Script>,
+    /// Batches that are called wrong.
+    pub wrong: BTreeSet<(Origin, u64)>,
+    /// Everything that carries events is.
+    pub all_data_is_wrong: bool,
     pub declarations: Vec<wire::DatasetDeclaration>,
     pub version: u64,
     pub roll_age_ms: u64,
@@ -206,7 +211,12 @@ impl Ingest for Service {
         let header = Header::decode(request.header).map_err(|e| Status::internal(e.to_string()))?;
         header.check_payload(&request.payload).map_err(|e| Status::internal(e.to_string()))?;
         let id = (header.origin, header.seq);
-        let script = state.script.pop_front();
+        let is_void = matches!(header.kind, Kind::Void(_));
+        let is_wrong = (state.wrong.contains(&id) && !is_void) || (state.all_data_is_wrong && header.data().is_some());
+        let script = if is_wrong { Some(Script::Wrong) } else { state.script.pop_front() };
+        if matches!(script, Some(Script::Wrong)) && !is_void {
+            state.wrong.insert(id);
+        }
         let answer = match &script {
             Some(Script::Busy(delay_ms)) => Answer::Busy(wire::Busy { delay_ms: *delay_ms, ..Default::default() }),
             Some(Script::Retry) => Answer::Retry(wire::Retry { reason: "test".into() }),
