@@ -110,6 +110,36 @@ fn thousands_of_files_with_few_descriptors() {
 }
 
 #[test]
+fn a_note_counts_what_took_the_place_of_a_file_that_was_closed_to_make_room() {
+    let read = format!("begin\n{}", "a line that is read\n".repeat(50));
+    let long = format!("new\n{}", "another line\n".repeat(200));
+    type Replace = fn(&World, &str);
+    let in_place: Replace = |world, text| world.write_in_place("a.log", text);
+    // The inode goes to the new file, where the system reuses it at once.
+    let anew: Replace = |world, text| {
+        world.remove("a.log");
+        world.write("a.log", text);
+    };
+    for (how, text) in [(in_place, "new\n"), (in_place, long.as_str()), (anew, "new\n"), (anew, long.as_str())] {
+        let mut world = World::with(|config, _| config.max_open_files = 16);
+        world.write("a.log", &read);
+        world.read();
+        for n in 0..40 {
+            world.write(&format!("{n}.log"), &format!("line of {n}\n"));
+            world.read();
+        }
+        let read_by_now = world.note();
+        assert!(world.source().is_cut(&read_by_now));
+        how(&world, text);
+        world.pass(10);
+        let note = world.note();
+        assert!(!world.source().is_cut(&note), "{} bytes that nobody has read are said to be cut", text.len());
+        assert!(world.read().contains(&"new".to_owned()));
+        assert!(world.source().is_cut(&note), "the note of {} bytes never comes true", text.len());
+    }
+}
+
+#[test]
 fn thousands_of_equal_files_with_few_descriptors() {
     let mut world = World::with(|config, _| {
         config.max_open_files = 32;

@@ -118,7 +118,14 @@ impl TailSource {
     /// Lists and stats afresh and notes how far every file reaches. Errors: what could not be looked at; nothing may then be said to be complete.
     pub fn note(&mut self, now: Instant) -> Result<Note, Vec<TailProblem>> {
         self.list(false, now);
-        let problems = self.problems();
+        let mut unreached = self.verify_changed(now);
+        if !unreached.is_empty() {
+            // A rotation since the listing is no fault: what is where now is seen by another one.
+            self.list(false, now);
+            unreached = self.verify_changed(now);
+        }
+        let mut problems = self.problems();
+        problems.append(&mut unreached);
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -130,6 +137,30 @@ impl TailSource {
             .map(|entry| (entry.cursor.id, entry.cursor.look.len))
             .collect();
         Ok(Note { ends, shrinks: self.files.shrinks })
+    }
+
+    /// Verifies what changed in files that were closed to make room for others: one that was overwritten must not be noted
+    /// with the length, and as read as far, as what it held before. Returns what could not be reached.
+    fn verify_changed(&mut self, now: Instant) -> Vec<TailProblem> {
+        let is_unsure = |entry: &&Entry| {
+            let cursor = &entry.cursor;
+            cursor.suspect && cursor.standing == Standing::Listed && !cursor.done
+        };
+        let unsure: Vec<u64> = self.files.entries.values().filter(is_unsure).map(|entry| entry.cursor.id).collect();
+        let mut unreached = Vec::new();
+        for id in unsure {
+            let error = match self.files.ensure_open(id) {
+                Ok(true) => {
+                    self.consider(id, now);
+                    continue;
+                }
+                Ok(false) => io::Error::other("it was moved or deleted while it was looked at"),
+                Err(error) => error,
+            };
+            unreached.extend(self.files.entries.get(&id).map(|entry| TailProblem::of(&entry.cursor.path, &error)));
+        }
+        self.enqueue_woken();
+        unreached
     }
 
     /// True if every byte of a complete event that was there at the note has been handed out in a chunk, or is known to be destroyed.
