@@ -20,6 +20,7 @@ mod recover;
 mod refusals;
 pub mod repair;
 mod rows;
+mod salvage;
 mod segment_view;
 mod state;
 pub mod survey;

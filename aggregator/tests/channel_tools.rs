@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aggregator::channel::bitmap::Bitmap;
@@ -464,6 +465,113 @@ fn a_segment_of_zeros_is_kept_and_named_before_and_after_a_start() {
     let kept = damaged(dir);
     assert_eq!(fs::read(dir.join("damaged").join(&kept[0])).unwrap(), zeros);
     assert_eq!(held(dir), built.held);
+}
+
+/// A start on damage; how many corruptions it counted.
+fn start(dir: &Path) -> u64 {
+    let open = Open::at(dir);
+    let counted = open.channel.stats().corruptions.load(Ordering::Relaxed);
+    open.stop();
+    counted
+}
+
+/// The named findings, without what a start changes of them: file and place.
+fn named(findings: &[Value]) -> Vec<Value> {
+    let named = findings.iter().filter(|finding| !finding["seq"].is_null());
+    named.map(|finding| serde_json::json!([finding["agent"], finding["origin"], finding["seq"]])).collect()
+}
+
+#[test]
+fn a_start_keeps_and_counts_what_it_lost_and_a_check_after_it_still_names_it() {
+    let mut built = build();
+    let dir = built.dir.path();
+    let (segment, path) = segments(dir).pop().unwrap();
+    let records = Survey::of(&path, segment, true).unwrap().records;
+    flip(&path, records[1].end() - 5);
+    let broken = fs::read(&path).unwrap();
+    let before = check(dir).1;
+    assert_eq!(kinds(&before), vec!["record_contents"]);
+    assert_eq!(start(dir), 1);
+    assert!(!path.exists(), "what is good in it was written anew");
+    for round in 0..2 {
+        let (code, findings) = check(dir);
+        assert_eq!((code, kinds(&findings)), (FOUND, vec!["set_aside", "record_contents"]));
+        assert_eq!(named(&findings), named(&before));
+        assert_eq!(findings[1]["fate"], "lost");
+        assert_eq!(start(dir), 0, "start {round}: counted once");
+    }
+    let victim = (before[0]["agent"].as_str().unwrap().to_owned(), before[0]["seq"].as_u64().unwrap());
+    assert_eq!(seqs_lost(&repair(dir)), BTreeSet::from([victim.clone()]));
+    let kept = damaged(dir);
+    assert_eq!((kept.len(), fs::read(dir.join("damaged").join(&kept[0])).unwrap() == broken), (1, true));
+    built.held.retain(|id, _| (id.agent.to_string(), id.seq) != victim);
+    assert_eq!(held(dir), built.held);
+}
+
+#[test]
+fn an_end_that_is_missing_in_front_of_newer_batches_is_damage_and_no_unfinished_write() {
+    let mut built = build();
+    let dir = built.dir.path();
+    let (index, offset, path) = footer(dir, 1);
+    let last = index.entries.len() as u32 - 1;
+    // Footer and trailer are gone, and the last record is damaged.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(offset).unwrap();
+    flip(&path, offset - 5);
+    let broken = fs::read(&path).unwrap();
+    let (_, before) = check(dir);
+    assert!(kinds(&before).contains(&"cut_short"), "{before:#?}");
+    assert_eq!(start(dir), 1);
+    let (code, findings) = check(dir);
+    assert_eq!((code, kinds(&findings)), (FOUND, vec!["set_aside", "torn_tail"]));
+    let victim = index.id(last);
+    assert_eq!(findings[1]["offset"].as_u64(), Some(u64::from(index.entries[last as usize].offset)));
+    assert_eq!(
+        (findings[1]["agent"].as_str(), findings[1]["seq"].as_u64()),
+        (Some(victim.agent.as_str()), Some(victim.seq))
+    );
+    repair(dir);
+    assert_eq!(fs::read(dir.join("damaged").join(&damaged(dir)[0])).unwrap(), broken);
+    built.held.remove(&victim);
+    assert_eq!(held(dir), built.held);
+}
+
+#[test]
+fn an_unfinished_write_at_the_end_is_no_damage() {
+    let built = build();
+    let dir = built.dir.path();
+    let (_, path) = segments(dir).pop().unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend_from_slice(&[7; 123]);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(start(dir), 0);
+    assert_eq!(check(dir), (CLEAN, vec![]));
+    assert_eq!(held(dir), built.held);
+}
+
+/// A directory can be opened and none of its bytes can be read, like a file on a disk that fails.
+#[test]
+fn a_segment_that_can_be_opened_and_not_read_is_set_aside_by_a_start_and_by_a_repair() {
+    for repaired in [false, true] {
+        let mut built = build();
+        let dir = built.dir.path();
+        let (index, _, path) = footer(dir, 1);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let (code, findings) = check(dir);
+        assert_eq!(code, FOUND);
+        assert!(kinds(&findings).contains(&"unreadable"), "{findings:#?}");
+        if !repaired {
+            assert!(start(dir) > 0);
+            assert!(kinds(&check(dir).1).contains(&"set_aside"));
+        }
+        let report = repair(dir);
+        assert!(report["unknown_bytes"].as_u64() > Some(0) || report["losses"].as_array().unwrap().len() > 1);
+        (0..index.entries.len() as u32).for_each(|ordinal| {
+            built.held.remove(&index.id(ordinal));
+        });
+        assert_eq!(held(dir), built.held, "the rest");
+    }
 }
 
 /// Opens the channel without a repair; how many batches it holds.

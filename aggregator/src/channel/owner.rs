@@ -45,6 +45,8 @@ pub struct Owner {
     pub(super) low_disk: bool,
     /// Appended, not told yet: segment, batch, and its old place if it is a copy.
     pub(super) stored: Vec<(u64, NewEntry, Option<Location>)>,
+    /// Being opened: the forward side is told of the outcome, not of the steps.
+    quiet: bool,
     queue: Receiver<Command>,
     _lock: DirLock,
     on_sync: SyncObserver,
@@ -74,6 +76,7 @@ impl Owner {
             reserve,
             low_disk: false,
             stored: Vec::new(),
+            quiet: false,
             queue,
             _lock: lock,
             on_sync,
@@ -84,14 +87,38 @@ impl Owner {
         Ok(owner)
     }
 
-    /// Takes over freshly opened parts.
+    /// Takes over freshly opened parts. What lies in a segment without a footer is in doubt even where it reads back:
+    /// a sync of it may have failed, in this process or before, and then the kernel may have dropped the pages. So it is
+    /// written anew before anything of it is said to be held. When that fails (a full disk), nothing is acknowledged, and
+    /// what can be read is delivered all the same.
     fn begin(&mut self, opened: Opened) {
-        let snapshot = recover::snapshot(&opened.state, opened.log.reader());
+        let doubtful = opened.doubtful.clone();
         self.opened = Some(opened);
         self.failed = None;
-        self.stats.failed.store(false, Ordering::Relaxed);
-        self.tell(ChannelEvent::Reset(Box::new(snapshot)));
+        self.quiet = true;
+        if let Err(error) = self.write_anew(&doubtful) {
+            self.fail(&error);
+        }
+        self.quiet = false;
+        self.stats.failed.store(self.failed.is_some(), Ordering::Relaxed);
+        if let Some(opened) = &self.opened {
+            let snapshot = recover::snapshot(&opened.state, opened.log.reader());
+            self.tell(ChannelEvent::Reset(Box::new(snapshot)));
+        }
         self.count();
+    }
+
+    /// The forward side hears of the outcome only.
+    fn write_anew(&mut self, doubtful: &[u64]) -> Result<(), LogError> {
+        for &segment in doubtful {
+            let batches = self.try_copy_forward(segment)?;
+            tracing::info!(segment, batches, "what lay in a segment without a footer was written anew");
+        }
+        // A sync that failed on the way has latched by now, and the seal says so.
+        if let Some((id, _)) = self.opened.as_ref().and_then(|opened| opened.log.active()) {
+            self.seal(id)?;
+        }
+        self.unlink_finished()
     }
 
     /// Runs until it is stopped or nobody holds a handle.
@@ -347,17 +374,14 @@ impl Owner {
         }
     }
 
-    /// Opens a failed channel again. What it had not synced is in doubt even where it reads back (the kernel may have
-    /// dropped the pages), so every segment that was not sealed is written anew.
+    /// Opens a failed channel again.
     pub(super) fn reopen(&mut self) {
         self.opened = None;
         match recover::open(&self.options, &self.stats, unix_ms(), self.now()) {
             Ok(opened) => {
-                let doubtful = opened.unsealed.clone();
-                tracing::warn!(segments = doubtful.len(), "the channel is open again");
                 self.begin(opened);
-                for segment in doubtful {
-                    self.copy_forward(segment);
+                if self.failed.is_none() {
+                    tracing::warn!("the channel is open again");
                 }
             }
             Err(error) => {
@@ -368,7 +392,7 @@ impl Owner {
     }
 
     pub(super) fn tell(&self, event: ChannelEvent) {
-        if self.events.send(event).is_err() {
+        if !self.quiet && self.events.send(event).is_err() {
             tracing::debug!("nobody forwards any more");
         }
     }

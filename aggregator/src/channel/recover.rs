@@ -1,6 +1,8 @@
-//! Opening the channel: footers are read, an unsealed segment gets its footer, the ledger says what is answered.
+//! Opening the channel: footers are read, a segment without one is read whole, the ledger says what is answered.
 //!
-//! Damage is counted and reported, never skipped in silence; a missing or damaged ledger costs redelivery only.
+//! Damage is counted, named and kept, never skipped in silence; a missing or damaged ledger costs redelivery only. What
+//! lies in a segment without a footer is in doubt until the owner has written it anew: an earlier sync of it may have
+//! failed, in this process or in one before, and then it reads back from memory without being on the disk.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::DirBuilder;
@@ -9,15 +11,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use common::record_log::{LoadedRecord, LoadedSegment, Options, RecordLog, Recovery};
+use common::record_log::{LoadedRecord, LoadedSegment, Options, RecordLog};
 use proto::ids::AgentName;
 
 use super::describe::{self, Description, Part};
+use super::finding::Finding;
 use super::index::{FooterError, IndexBuilder, NewEntry, Route, SegmentIndex, SeqKind};
 use super::ledger::Ledger;
 use super::lock::DirLock;
 use super::meta::{self, MetaError};
 use super::refusals::Refusals;
+use super::salvage::{self, Damage};
 use super::state::{OriginKey, Segment, State};
 use super::{ChannelError, ChannelOptions, ChannelStats, Location};
 
@@ -30,8 +34,8 @@ pub struct Opened {
     pub log: RecordLog,
     pub ledger: Ledger,
     pub state: State,
-    /// Segments that had no footer.
-    pub unsealed: Vec<u64>,
+    /// Segments without a footer; they get none.
+    pub doubtful: Vec<u64>,
 }
 
 struct Found {
@@ -39,7 +43,7 @@ struct Found {
     index: SegmentIndex,
     bytes: u64,
     sealed: bool,
-    /// Records whose description is not ours: reported, and the segment is kept.
+    /// Some records are not ours: their ordinals are not those that the ledger means.
     damaged: bool,
 }
 
@@ -57,12 +61,12 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
         segment_bytes: options.segment_bytes,
         max_record_bytes: MAX_RECORD_BYTES,
     };
+    let damage = salvage::before_open(&options.data_dir)?;
     let mut reader = FooterReader { unix_ms, found: Vec::new(), newer: None, names: HashSet::new() };
-    let (mut log, recovery) = RecordLog::open(log_options, |segment| reader.take(segment, stats))?;
+    let (log, recovery) = RecordLog::open(log_options, |segment| reader.take(segment))?;
     if let Some((segment, source)) = reader.newer {
         return Err(ChannelError::Newer { segment, source });
     }
-    report(&recovery, stats);
     let (ledger, moved_aside) = Ledger::open(&options.data_dir.join("ledger"))?;
     if let Some(reason) = moved_aside {
         stats.ledger_resets.fetch_add(1, Ordering::Relaxed);
@@ -77,14 +81,12 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
     ledger.sweep(|segment| live.contains(&segment), unix_ms.saturating_sub(ORIGIN_AGE_MS))?;
     let mut state = State::new(options.max_bytes, ledger.broken_sends().into_iter().collect());
     state.refusals = Refusals::load(ledger.refusals());
-    let mut unsealed = Vec::new();
+    let mut doubtful = Vec::new();
+    // Of a batch that lies in two segments the copy counts that is not in doubt.
+    reader.found.sort_by_key(|found| !found.sealed);
     for mut found in reader.found {
         if !found.sealed {
-            log.seal_recovered(found.id, &found.index.encode())?;
-            unsealed.push(found.id);
-        }
-        if found.damaged && found.index.entries.is_empty() {
-            continue;
+            doubtful.push(found.id);
         }
         for (agent, origin) in &found.index.origins {
             know(&mut state, &ledger, &(found.index.agents[*agent as usize].clone(), *origin));
@@ -93,7 +95,8 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
         let bitmap = ledger.bitmap(found.id, found.index.entries.len() as u32);
         state.add_sealed(found.id, Arc::new(found.index), bitmap, found.bytes, now);
     }
-    Ok(Opened { log, ledger, state, unsealed })
+    damage.iter().for_each(|damage| name(damage, &mut state, &ledger, stats));
+    Ok(Opened { log, ledger, state, doubtful })
 }
 
 /// Loads an origin's row into the state unless it is there.
@@ -116,24 +119,34 @@ pub fn entry_of(meta: &bytes::Bytes, body_bytes: u32, offset: u64) -> Result<New
     })
 }
 
-fn report(recovery: &Recovery, stats: &ChannelStats) {
-    if recovery.torn_bytes > 0 {
-        tracing::warn!(
-            bytes = recovery.torn_bytes,
-            "unfinished writes were cut off; nobody was told they are stored, unless the disk has lost synced bytes"
-        );
+/// Names damage in the log: where it is, which batch it hit, and whether that is lost here.
+fn name(damage: &Damage, state: &mut State, ledger: &Ledger, stats: &ChannelStats) {
+    let Finding { file, offset, bytes, what, meaning, id, .. } = &damage.finding;
+    let batch = match (&damage.finding.agent, &damage.finding.origin, damage.finding.seq) {
+        (Some(agent), Some(origin), Some(seq)) => format!("{agent}/{origin}/{seq}"),
+        _ => String::new(),
+    };
+    if !damage.counts {
+        tracing::warn!(file, offset, bytes, batch, what, meaning, "a segment is not whole, as a crash leaves it");
+        return;
     }
-    for corrupt in &recovery.corrupt {
-        stats.corruptions.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(
-            segment = corrupt.segment,
-            offset = corrupt.offset,
-            detail = corrupt.detail,
-            maybe_unsynced = corrupt.maybe_unsynced,
-            "a segment is damaged: batches in it may be lost unless their agents still hold them; \
-             `catchment-aggregator channel check` names them, `channel repair` sets the segment right"
-        );
-    }
+    stats.corruptions.fetch_add(1, Ordering::Relaxed);
+    let elsewhere = id.as_ref().is_some_and(|id| {
+        let key = (id.agent.clone(), id.origin);
+        know(state, ledger, &key);
+        state.committed(&key).is_some_and(|seqs| seqs.contains(id.seq))
+            || state.held(&key).is_some_and(|seqs| seqs.contains(id.seq))
+    });
+    tracing::error!(
+        file,
+        offset,
+        bytes,
+        batch,
+        what,
+        delivered_or_held_elsewhere = elsewhere,
+        "a segment is damaged: what was lost comes again only from an agent that still has it; `catchment-aggregator \
+         channel check` says more"
+    );
 }
 
 /// Reads what the log finds; agent names are shared between segments.
@@ -145,7 +158,7 @@ struct FooterReader {
 }
 
 impl FooterReader {
-    fn take(&mut self, segment: LoadedSegment, stats: &ChannelStats) {
+    fn take(&mut self, segment: LoadedSegment) {
         match segment {
             LoadedSegment::Sealed { id, footer, bytes } => match SegmentIndex::decode(&footer) {
                 Ok(index) => {
@@ -154,19 +167,19 @@ impl FooterReader {
                 }
                 Err(newer @ FooterError::Newer(_)) => self.newer = Some((id, newer)),
                 Err(error) => {
-                    stats.corruptions.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(segment = id, %error, "a segment cannot be used; its file is kept: see `catchment-aggregator channel check`");
                 }
             },
             LoadedSegment::Unsealed { id, records, bytes } => {
-                let (index, damaged) = self.index_of(id, &records, stats);
+                let (index, damaged) = self.index_of(&records);
                 let index = self.share_names(index);
                 self.found.push(Found { id, index, bytes, sealed: false, damaged });
             }
         }
     }
 
-    fn index_of(&self, id: u64, records: &[LoadedRecord], stats: &ChannelStats) -> (SegmentIndex, bool) {
+    /// What is no batch of ours was named before the log was opened.
+    fn index_of(&self, records: &[LoadedRecord]) -> (SegmentIndex, bool) {
         let mut builder = IndexBuilder::new(self.unix_ms);
         let mut damaged = false;
         for record in records {
@@ -174,11 +187,7 @@ impl FooterReader {
                 Ok(entry) => {
                     builder.push(&entry);
                 }
-                Err(error) => {
-                    damaged = true;
-                    stats.corruptions.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(segment = id, offset = record.at.offset, %error, "a stored batch cannot be used: see `catchment-aggregator channel check`");
-                }
+                Err(_) => damaged = true,
             }
         }
         (builder.finish(), damaged)
@@ -197,7 +206,7 @@ impl FooterReader {
     }
 }
 
-/// Everything for the forward side; right after opening, when every segment is sealed.
+/// Everything for the forward side; right after opening, when no segment grows.
 pub fn snapshot(state: &State, reader: common::record_log::RecordReader) -> super::Snapshot {
     let sealed = |(id, segment): (u64, &Segment)| Some((id, segment.sealed()?, segment.answered().clone()));
     let broken: HashMap<_, _> = state.broken().clone();

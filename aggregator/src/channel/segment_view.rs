@@ -11,10 +11,19 @@ use super::bitmap::Bitmap;
 use super::finding::{Fate, Finding, Kind};
 use super::index::{Entry, IndexBuilder, SegmentIndex};
 use super::survey::Depth;
-use super::{meta, recover};
+use super::{meta, recover, salvage};
 
 /// Length of a segment file without any record.
 pub const EMPTY_BYTES: u64 = Survey::BEGIN;
+
+/// Ending of a segment's file that a start kept as it found it.
+pub const AT_START: &str = ".at-start.seg.damaged";
+
+/// The newest segment that holds anything.
+pub fn newest(files: &[(u64, std::path::PathBuf)]) -> Option<u64> {
+    let begun = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > EMPTY_BYTES);
+    files.iter().rev().find(|(_, path)| begun(path)).map(|(id, _)| *id)
+}
 
 /// Where a segment is, and what is known of it before it is read.
 #[derive(Debug)]
@@ -50,8 +59,12 @@ pub struct SegmentView {
     pub id: u64,
     /// Length of its file.
     pub bytes: u64,
+    /// Its first bytes are intact.
+    pub sound: bool,
     /// It has a good footer.
     pub sealed: bool,
+    /// End of its last valid record; of the file, when it is sealed.
+    pub end: u64,
     /// Its batches: those of the footer, or those that can be read.
     pub index: Arc<SegmentIndex>,
     /// Bits of batches that cannot be read.
@@ -79,8 +92,40 @@ pub fn id_of(file: &str) -> Option<u64> {
     u64::from_str_radix(file.strip_prefix("seg/")?.strip_suffix(".seg")?, 16).ok()
 }
 
-/// Looks at one segment.
+/// Looks at one segment. Where the system cannot read some of it, at the rest; an error means that nothing can be said.
 pub fn look(place: &Place<'_>, reader: &RecordReader, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
+    let error = match look_whole(place, reader, depth) {
+        Err(error @ LogError::Storage { .. }) => error,
+        other => return other,
+    };
+    let Some((copy, unreadable)) = salvage::readable_copy(place.path) else { return Err(error) };
+    let place = Place { path: copy.path(), ..*place };
+    let (mut view, mut findings) = look_whole(&place, reader, depth)?;
+    findings.splice(0..0, unreadable.iter().map(|&(from, to)| unreadable_range(place.id, from, to)));
+    if !findings.is_empty() {
+        view.remedy = Remedy::Rewrite;
+    }
+    Ok((view, findings))
+}
+
+fn unreadable_range(id: u64, from: u64, to: u64) -> Finding {
+    let what = "the system cannot read these bytes; the rest of the segment was looked at";
+    Finding::new(Kind::Unreadable, file_of(id), what).at(from, to - from).fate(Fate::Unknown)
+}
+
+/// What a file that a start kept as it found it has lost: by batch, as far as it still says which.
+pub fn look_aside(path: &Path, name: &str) -> Result<Vec<Finding>, LogError> {
+    let digits = name.strip_prefix("seg/").unwrap_or(name).split('.').next().unwrap_or_default();
+    let Ok(id) = u64::from_str_radix(digits, 16) else { return Ok(Vec::new()) };
+    let place = Place { id, path, newest: true, moving: false };
+    // Records were read for their CRCs; a reader would look for them in the segment's own file.
+    let nowhere = RecordReader::new(std::path::PathBuf::new());
+    let (_, findings) = look(&place, &nowhere, Depth::Footers)?;
+    let lost = findings.into_iter().filter(|finding| finding.fate.is_loss());
+    Ok(lost.map(|finding| Finding { file: name.to_owned(), ..finding }).collect())
+}
+
+fn look_whole(place: &Place<'_>, reader: &RecordReader, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
     let survey = Survey::of(place.path, place.id, false)?;
     let Seal::Good { footer, offset } = &survey.seal else {
         return Ok(unsealed(place, reader, depth, &survey, Vec::new()));
@@ -115,7 +160,18 @@ fn sealed(
     }
     let remedy = if findings.is_empty() { Remedy::None } else { Remedy::Rewrite };
     let index = Arc::new(index);
-    (SegmentView { id: place.id, bytes, sealed: true, index, bad, ordinals_sure: true, remedy }, findings)
+    let view = SegmentView {
+        id: place.id,
+        bytes,
+        sound: true,
+        sealed: true,
+        end: bytes,
+        index,
+        bad,
+        ordinals_sure: true,
+        remedy,
+    };
+    (view, findings)
 }
 
 /// A segment whose records say what lies in it.
@@ -166,8 +222,17 @@ fn unsealed(
         false if only_torn && !index.entries.is_empty() => Remedy::CutTail { to: survey.end },
         false => Remedy::Rewrite,
     };
-    let view =
-        SegmentView { id: place.id, bytes: survey.bytes, sealed: false, index, bad, ordinals_sure: sure, remedy };
+    let view = SegmentView {
+        id: place.id,
+        bytes: survey.bytes,
+        sound: survey.sound,
+        sealed: false,
+        end: survey.end,
+        index,
+        bad,
+        ordinals_sure: sure,
+        remedy,
+    };
     (view, findings)
 }
 
@@ -240,38 +305,47 @@ fn ending(place: &Place<'_>, survey: &Survey) -> Option<Finding> {
         // Left by a start that made a newer one; it goes by itself.
         Seal::None if survey.bytes <= EMPTY_BYTES => None,
         Seal::None if !place.newest => {
-            let what = "the segment has no footer though a newer one exists: its end is missing";
-            Some(
-                Finding::new(Kind::CutShort, file(), what)
-                    .at(survey.end, survey.bytes - survey.end)
-                    .fate(Fate::Unknown),
-            )
+            let (claim, first) = claims(place, survey);
+            let what = format!("the segment has no footer though a newer one exists: its end is missing{claim}");
+            let finding = Finding::new(Kind::CutShort, file(), what);
+            let finding = finding.at(survey.end, survey.bytes - survey.end).fate(Fate::Unknown);
+            Some(unsettled(first.into_iter().fold(finding, Finding::of)))
         }
         Seal::None if survey.end >= survey.bytes || place.moving => None,
         Seal::None => Some(torn_tail(place, survey)),
     }
 }
 
+/// What the bytes behind the last valid record still say, and the first batch that they claim to be.
+fn claims(place: &Place<'_>, survey: &Survey) -> (String, Option<BatchId>) {
+    let whole = claimed_records(place.path, place.id, survey.end, survey.bytes).unwrap_or_default();
+    let first = whole.first().and_then(|claim| claimed_id(&claim.meta));
+    match whole.len() {
+        0 => (String::new(), None),
+        some => (format!("; {some} that claim to be whole do not match their CRC"), first),
+    }
+}
+
+/// Not settled by who it claims to be: it may be several.
+fn unsettled(mut finding: Finding) -> Finding {
+    finding.id = None;
+    finding
+}
+
 fn torn_tail(place: &Place<'_>, survey: &Survey) -> Finding {
     let bytes = survey.bytes - survey.end;
-    let whole = claimed_records(place.path, place.id, survey.end, survey.bytes).unwrap_or_default();
-    let what = match whole.len() {
-        0 => "an unfinished write: no valid record lies behind the last one".to_owned(),
-        some => {
-            format!("no valid record lies behind the last one; {some} that claim to be whole do not match their CRC")
-        }
+    let (claim, first) = claims(place, survey);
+    let what = match claim.is_empty() {
+        true => "an unfinished write: no valid record lies behind the last one".to_owned(),
+        false => format!("no valid record lies behind the last one{claim}"),
     };
     let finding = Finding::new(Kind::TornTail, file_of(place.id), what).at(survey.end, bytes);
-    let id = whole.first().and_then(|claim| claimed_id(&claim.meta));
-    let finding = id.into_iter().fold(finding, Finding::of);
-    // Not settled by who it claims to be: it may be several.
-    let mut finding = finding.means(
+    let finding = first.into_iter().fold(finding, Finding::of);
+    unsettled(finding.means(
         Fate::Unknown,
         "after a crash this is usual and nothing is lost: nobody was told that these bytes are stored; if the machine did \
          not crash, or the disk is bad, they may have been acknowledged, and only an agent with ack = \"committed\" still has them",
-    );
-    finding.id = None;
-    finding
+    ))
 }
 
 fn batch_header(segment: u64, record: &LoadedRecord, error: &str) -> Finding {

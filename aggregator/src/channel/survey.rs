@@ -64,7 +64,7 @@ pub struct ChannelSurvey {
     pub ledger: LedgerView,
     /// Everything that is wrong.
     pub findings: Vec<Finding>,
-    /// What could not be read at all: the look is not complete.
+    /// Files that could not be read at all: the look is not complete. What lies around an unreadable place was looked at.
     pub unreadable: u64,
     /// Bits by segment of what needs no delivery: answered, or held elsewhere, or damaged.
     done: HashMap<u64, Bitmap>,
@@ -105,7 +105,7 @@ impl ChannelSurvey {
             other => other.map_err(failed(seg.clone()))?,
         };
         survey.look_at_segments(&files, depth);
-        survey.look_for_files_aside(&seg);
+        survey.look_for_files_aside(&seg, depth);
         survey.take_answers();
         survey.look_at_ledger();
         Ok(survey)
@@ -113,8 +113,7 @@ impl ChannelSurvey {
 
     fn look_at_segments(&mut self, files: &[(u64, PathBuf)], depth: Depth) {
         let reader = RecordReader::new(self.dir.join("seg"));
-        let begun = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|file| file.len() > segment_view::EMPTY_BYTES);
-        let newest = files.iter().rev().find(|(_, path)| begun(path)).map(|(id, _)| *id);
+        let newest = segment_view::newest(files);
         for (id, path) in files {
             let place = segment_view::Place {
                 id: *id,
@@ -132,7 +131,6 @@ impl ChannelSurvey {
             match seen {
                 Ok((view, findings)) => {
                     self.segments.push(view);
-                    self.unreadable += findings.iter().filter(|found| found.kind == Kind::Unreadable).count() as u64;
                     self.findings.extend(findings);
                 }
                 Err(_) if self.running.is_some() && !path.exists() => {}
@@ -152,15 +150,31 @@ impl ChannelSurvey {
             .push(finding.means(Fate::Unknown, "nothing is known of the batches in it, and nothing of it is touched"));
     }
 
-    fn look_for_files_aside(&mut self, seg: &Path) {
+    fn look_for_files_aside(&mut self, seg: &Path, depth: Depth) {
         for entry in std::fs::read_dir(seg).into_iter().flatten().filter_map(Result::ok) {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.ends_with(ASIDE_SUFFIX) {
                 let bytes = entry.metadata().map_or(0, |file| file.len());
-                let what = "a start found nothing readable in this segment and set it aside";
-                let mut finding = Finding::new(Kind::SetAside, format!("seg/{name}"), what).fate(Fate::Unknown);
+                let name = format!("seg/{name}");
+                let (what, fate) = match name.ends_with(segment_view::AT_START) {
+                    true => (
+                        "a start found damage in this segment, wrote what is good in it anew and kept the file",
+                        Fate::NothingLost,
+                    ),
+                    false => ("a start found nothing readable in this segment and set it aside", Fate::Unknown),
+                };
+                let mut finding = Finding::new(Kind::SetAside, name.clone(), what).fate(fate);
                 finding.bytes = Some(bytes);
                 self.findings.push(finding);
+                if depth == Depth::Everything && name.ends_with(segment_view::AT_START) {
+                    match segment_view::look_aside(&entry.path(), &name) {
+                        Ok(findings) => self.findings.extend(findings),
+                        Err(error) => {
+                            let finding = Finding::new(Kind::SetAside, name, error.to_string()).fate(Fate::Unknown);
+                            self.findings.push(finding);
+                        }
+                    }
+                }
             }
         }
     }
@@ -170,7 +184,9 @@ impl ChannelSurvey {
         let mut state = State::new(u64::MAX, HashMap::new());
         let rows = self.ledger.rows();
         let mut answered: HashMap<u64, Bitmap> = HashMap::new();
-        for view in &self.segments {
+        // As a start does: of a batch that lies in two segments the copy counts that is not in doubt.
+        let (sealed, unsealed): (Vec<_>, Vec<_>) = self.segments.iter().partition(|view| view.sealed);
+        for view in sealed.into_iter().chain(unsealed) {
             for (agent, origin) in &view.index.origins {
                 let key = (view.index.agents[*agent as usize].clone(), *origin);
                 let row = rows.and_then(|rows| rows.origins.get(&key)).cloned().unwrap_or_default();

@@ -159,7 +159,50 @@ fn the_first_storage_error_latches_until_everything_is_opened_again() {
     assert_eq!(bench.places.len(), 3);
     // What was written before the error lies in another file now: nothing rests on pages that were never synced.
     let state = &bench.owner.opened.as_ref().unwrap().state;
-    assert_eq!(state.segment(0).map(|segment| segment.live()), Some(0));
+    assert!(state.segment(0).is_none(), "its batches were written anew");
+}
+
+/// What the sync had not made durable reads back from memory for as long as the machine runs, also in a new process.
+#[test]
+fn what_a_failed_sync_left_behind_is_written_anew_by_the_next_process() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    let fail = |op| if op == StorageOp::SyncData { Err(io::Error::other("injected")) } else { Ok(()) };
+    bench.owner.opened.as_mut().unwrap().log.set_fault_hook(Arc::new(fail));
+    assert!(matches!(bench.append("a", 2, 100), Appended::Failed(_)));
+    let doubtful = bench.places[&id("a", 1)].segment;
+    let mut bench = bench.reopen(1 << 30, 1 << 20);
+    let seg = bench.dir.path().join("seg");
+    assert!(!seg.join(format!("{doubtful:016x}.seg")).exists(), "nothing is held in it");
+    assert_eq!(bench.append("a", 2, 100), Appended::Durable);
+    for seq in [1, 2] {
+        let at = bench.places[&id("a", seq)];
+        assert_ne!(at.segment, doubtful);
+        let segment = bench.owner.opened.as_ref().unwrap().state.segment(at.segment).unwrap();
+        assert!(segment.sealed().is_some(), "it was synced before it was said to be held");
+    }
+    let copies = bench.places[&id("a", 1)].segment;
+    let bench = bench.reopen(1 << 30, 1 << 20);
+    assert_eq!(bench.places[&id("a", 1)].segment, copies, "a sealed segment is not in doubt");
+    assert_eq!(bench.places.len(), 2);
+}
+
+/// A process that ended between the copy and the unlink leaves both, here the old one with batches that it answered.
+#[test]
+fn a_batch_in_a_sealed_segment_and_in_a_doubtful_one_is_held_once_in_the_sealed_one() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    for seq in 1..=3 {
+        assert_eq!(bench.append("a", seq, 100), Appended::Durable);
+    }
+    let doubtful = bench.dir.path().join("seg/0000000000000000.seg");
+    let kept = std::fs::read(&doubtful).unwrap();
+    let bench = bench.reopen(1 << 30, 1 << 20);
+    let places = bench.places.clone();
+    std::fs::write(&doubtful, kept).unwrap();
+    let bench = bench.reopen(1 << 30, 1 << 20);
+    assert_eq!(bench.places, places);
+    assert!(!doubtful.exists());
+    assert_eq!(bench.stats().corruptions.load(Ordering::Relaxed), 0, "it is no damage");
 }
 
 #[test]

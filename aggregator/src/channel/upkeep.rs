@@ -80,6 +80,11 @@ impl Owner {
         {
             self.seal(id)?;
         }
+        self.unlink_finished()
+    }
+
+    /// Unlinks segments that are not written and have nothing unanswered.
+    pub(super) fn unlink_finished(&mut self) -> Result<(), LogError> {
         let Some(opened) = &mut self.opened else { return Ok(()) };
         let finished = opened.state.finished();
         for &segment in &finished {
@@ -103,7 +108,7 @@ impl Owner {
         }
     }
 
-    fn try_copy_forward(&mut self, segment: u64) -> Result<u64, LogError> {
+    pub(super) fn try_copy_forward(&mut self, segment: u64) -> Result<u64, LogError> {
         let places = self.opened.as_ref().map(|opened| recover::unanswered(&opened.state, segment)).unwrap_or_default();
         let mut copied = 0;
         for (from, offset) in places {
