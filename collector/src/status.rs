@@ -84,10 +84,11 @@ pub struct Snapshot {
     pub partitions: Vec<PartitionStatus>,
     /// How far the clock of this machine is ahead of the destination's; below 0: behind.
     pub clock_ahead_ms: i64,
-    /// What keeps the log from going on, or else what is wrong with the clock.
+    /// What keeps the log from going on, or else what is wrong with the clock, or with the inventory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// Only what keeps the log from going on: with a wrong clock commits go on, and the process is ready.
+    /// Only what keeps the log from going on: with a wrong clock, or without the inventory, commits go on, and the process
+    /// is ready.
     #[serde(skip)]
     pub held_up: Option<String>,
 }
@@ -157,7 +158,9 @@ impl Snapshot {
             ready_partitions: partitions.ready,
             partitions: partitions.named,
             clock_ahead_ms: coordinator.clock_ahead_ms(),
-            trouble: coordinator.trouble().map(str::to_owned).or_else(|| coordinator.clock_trouble()),
+            trouble: (coordinator.trouble().map(str::to_owned))
+                .or_else(|| coordinator.clock_trouble())
+                .or_else(|| coordinator.seal_trouble().map(str::to_owned)),
             held_up: coordinator.trouble().map(str::to_owned),
         }
     }

@@ -296,8 +296,8 @@ impl Coordinator {
     /// What keeps every partition from being sealed, if something does: commits go on all the same.
     pub fn seal_trouble(&self) -> Option<&'static str> {
         (self.sealing.inventory_read == Some(false)).then_some(
-            "nothing is sealed: the inventory could not be read yet, and the log of this process says why; put a readable \
-             file where housekeeping.inventory names it",
+            "nothing is sealed before the inventory was read once; if it cannot be, the log of this process says why: put a \
+             readable file where housekeeping.inventory names it",
         )
     }
 
@@ -336,6 +336,7 @@ pub const SEAL_EVERY: Duration = Duration::from_secs(10);
 mod tests {
     use super::*;
     use crate::coordinator::intake::tests::coordinator;
+    use crate::status::Snapshot;
 
     /// Somebody whom it names may be missing; what waits is shown all the same.
     #[test]
@@ -355,11 +356,13 @@ mod tests {
         owner.view.apply(0, &record).unwrap();
         assert_eq!(owner.seal_due(at), None);
         assert_eq!((owner.partition_sums().open, owner.partition_sums().ready), (1, 1));
-        assert!(owner.seal_trouble().is_some_and(|trouble| trouble.contains("the inventory could not be read")));
+        let shown = Snapshot::of(&owner, at, 0, 0);
+        assert_eq!((shown.open_partitions, shown.ready_partitions, shown.held_up), (1, 1, None));
+        assert!(shown.trouble.is_some_and(|trouble| trouble.contains("before the inventory was read")));
         owner.inventory(BTreeSet::new(), at);
         at.instant += owner.settings.seal_every;
         assert!(matches!(owner.seal_due(at), Some(Said::Seal(_))));
-        assert_eq!(owner.seal_trouble(), None);
+        assert_eq!(Snapshot::of(&owner, at, 0, 0).trouble, None);
     }
 
     #[test]
