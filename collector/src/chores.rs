@@ -13,7 +13,7 @@ use crate::housekeeping::clean::{Cleaned, clean};
 use crate::housekeeping::life::{self, Looked};
 use crate::housekeeping::look::look;
 use crate::housekeeping::retention;
-use crate::log::files::{LogFiles, write_once};
+use crate::log::files::{LogFiles, MAX_BYTES, write_once};
 use crate::log::view::{Finish, PartitionKey, partitions};
 use crate::log::{Layout, layout};
 use crate::publish::{self, DirModes};
@@ -295,7 +295,28 @@ async fn remove(store: &dyn Store, paths: Vec<String>) -> Vec<String> {
 /// Writes the checkpoint of all records below `next`, unless there is a higher one. Returns the highest that is known
 /// then; `known` if nothing could be learnt.
 pub async fn checkpoint(log: &LogFiles, own: &Layout, id: CommitId, next: u64, bytes: Bytes, known: u64) -> u64 {
+    checkpoint_within(MAX_BYTES, log, own, id, next, bytes, known).await
+}
+
+async fn checkpoint_within(
+    max_bytes: u64,
+    log: &LogFiles,
+    own: &Layout,
+    id: CommitId,
+    next: u64,
+    bytes: Bytes,
+    known: u64,
+) -> u64 {
     let store = &**log.store();
+    if bytes.len() as u64 > max_bytes {
+        tracing::error!(
+            next,
+            bytes = bytes.len(),
+            max_bytes,
+            "checkpoint not written, nobody could read one of this length: the log is kept instead and grows"
+        );
+        return known;
+    }
     match log.highest_checkpoint_number().await {
         Ok(Some(highest)) if highest >= next || highest > known => return highest,
         Ok(_) => {}
@@ -324,5 +345,28 @@ pub async fn checkpoint(log: &LogFiles, own: &Layout, id: CommitId, next: u64, b
             tracing::info!(%error, "checkpoint cannot get its name now");
             known
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DestinationConfig, open};
+
+    #[tokio::test]
+    async fn a_checkpoint_that_nobody_could_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&DestinationConfig::new(format!("file://{}", dir.path().display()))).unwrap();
+        let own = Layout::new("col-1-run");
+        for path in [layout::CHECKPOINTS, &own.staging()] {
+            store.make_dirs(path, 0o750).await.unwrap();
+        }
+        let log = LogFiles::new(Arc::clone(&store), 0);
+        let bytes: Bytes = proto::record::encode_checkpoint(&wire::Checkpoint { next: 7, ..Default::default() }).into();
+        let max = bytes.len() as u64;
+        let written = checkpoint_within(max - 1, &log, &own, CommitId([1; 16]), 7, bytes.clone(), 3).await;
+        assert_eq!((written, log.highest_checkpoint().await.unwrap()), (3, None));
+        let written = checkpoint_within(max, &log, &own, CommitId([2; 16]), 7, bytes, 3).await;
+        assert_eq!((written, log.highest_checkpoint_number().await.unwrap()), (7, Some(7)));
     }
 }

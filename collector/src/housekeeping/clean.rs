@@ -12,7 +12,7 @@ use proto::record::{decode_checkpoint, parse_number};
 
 use super::life::Dir;
 use super::look::look;
-use crate::log::files::{LogError, LogFiles, ReadRecord};
+use crate::log::files::{LogError, LogFiles, MAX_BYTES, ReadRecord};
 use crate::log::layout;
 use crate::store::Store;
 
@@ -20,7 +20,6 @@ use crate::store::Store;
 const AT_ONCE: usize = 500;
 /// Checkpoints that are kept.
 const KEEP_CHECKPOINTS: usize = 2;
-const MAX_BYTES: u64 = 1 << 30;
 
 /// What was done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

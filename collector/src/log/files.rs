@@ -9,8 +9,8 @@ use proto::wire;
 use super::layout;
 use crate::store::{Store, StoreError};
 
-/// Largest record or checkpoint that is read, in bytes.
-const MAX_BYTES: u64 = 1 << 30;
+/// Largest record or checkpoint that is read, in bytes: a longer checkpoint is never written.
+pub const MAX_BYTES: u64 = 1 << 30;
 
 /// Why the log cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

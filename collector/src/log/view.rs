@@ -20,7 +20,7 @@ use audit::AuditTable;
 use origins::Origins;
 use partitions::Partitions;
 
-/// Records between two looks for audit rows that are old.
+/// Records between two looks for audit rows and seals that are old.
 const FOLD_EVERY: u64 = 64;
 
 /// A dataset's partition.
@@ -144,6 +144,7 @@ impl View {
         }
         if n.is_multiple_of(FOLD_EVERY) {
             self.audit.fold(time);
+            self.partitions.fold(time);
         }
         self.next = n + 1;
         Ok(applied)

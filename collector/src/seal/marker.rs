@@ -71,6 +71,9 @@ pub struct Text {
     pub sealed_by: Option<String>,
     /// Why it is not complete; empty if it is.
     pub gaps: Vec<GapText>,
+    /// So many more than `gaps` names; absent if it names all.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more_gaps: u64,
     /// The same in a sentence.
     pub message: String,
 }
@@ -149,8 +152,9 @@ pub fn text(key: &PartitionKey, sealed: &SealedPartition) -> Text {
         seal: *number,
         sealed_at: time(seal.sealed_unix_ms),
         sealed_by: (!seal.by.is_empty()).then(|| seal.by.clone()),
-        message: message(seal.complete, &gaps),
+        message: message(seal.complete, &gaps, seal.more_gaps),
         gaps,
+        more_gaps: seal.more_gaps,
     }
 }
 
@@ -167,7 +171,11 @@ pub fn gap(gap: &wire::SealGap) -> GapText {
     }
 }
 
-fn message(complete: bool, gaps: &[GapText]) -> String {
+fn is_none(more: &u64) -> bool {
+    *more == 0
+}
+
+fn message(complete: bool, gaps: &[GapText], more_gaps: u64) -> String {
     if complete {
         return "complete: everything that any agent had read of this partition is in it".into();
     }
@@ -175,6 +183,13 @@ fn message(complete: bool, gaps: &[GapText]) -> String {
     agents.dedup();
     let more = agents.len().saturating_sub(5);
     agents.truncate(5);
+    if more_gaps > 0 {
+        let all = gaps.len() as u64 + more_gaps;
+        let (agents, named) = (agents.join(", "), gaps.len());
+        return format!(
+            "incomplete: events of {agents} and others may be missing, gaps names {named} of {all} reasons"
+        );
+    }
     match (agents.is_empty(), more) {
         (true, _) => "incomplete: no agent vouches for it".into(),
         (_, 0) => format!("incomplete: events of {} may be missing, see gaps", agents.join(", ")),

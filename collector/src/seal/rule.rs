@@ -27,6 +27,11 @@ pub const LOAD_SETTLES_MS: i64 = 30 * 60_000;
 pub const DOUBT_MS: i64 = 24 * 3_600_000;
 /// Runs of one agent that a seal names.
 const NAMED_RUNS: usize = 16;
+/// Gaps that a seal names; the others are counted. They stay in every checkpoint: where all agents are silent for days,
+/// each partition would add all of their names.
+pub const NAMED_GAPS: usize = 100;
+/// Runs of missing seqs that a gap names; from the next one on nothing is known.
+const NAMED_RANGES: usize = 100;
 
 /// What a partition is judged by, besides the log.
 #[derive(Debug, Clone, Copy)]
@@ -251,6 +256,9 @@ impl<'a> Case<'a> {
         let mut gaps = found.gaps;
         gaps.extend(found.waits.iter().map(Wait::to_gap));
         gaps.sort_by(|a, b| (&a.agent, &a.origin, a.reason).cmp(&(&b.agent, &b.origin, b.reason)));
+        let more_gaps = gaps.len().saturating_sub(NAMED_GAPS) as u64;
+        gaps.truncate(NAMED_GAPS);
+        gaps.iter_mut().for_each(shorten);
         wire::PartitionSeal {
             dataset: self.key.dataset.to_string(),
             partition: Some(self.key.partition.into()),
@@ -259,11 +267,20 @@ impl<'a> Case<'a> {
             files: sums.files,
             bytes: sums.bytes,
             gaps,
+            more_gaps,
             by: String::new(),
             due_unix_ms: self.times.due_unix_ms,
             sealed_unix_ms: self.now_unix_ms,
         }
     }
+}
+
+/// Names the first of very many ranges: from the next one on anything may be missing.
+fn shorten(gap: &mut wire::SealGap) {
+    let Some(missing) = gap.missing.as_mut() else { return };
+    let Some(next) = missing.bounds.get(2 * NAMED_RANGES).copied() else { return };
+    missing.bounds.truncate(2 * NAMED_RANGES);
+    gap.missing_from = Some(next);
 }
 
 fn departed(agent: &AgentName, standing: &Standing) -> wire::SealGap {

@@ -1,6 +1,7 @@
 //! Tests of the rule: sentence by sentence, and with a random history. Here: a log that is written by hand, record by
 //! record. Every record is also read from a checkpoint, so that both always agree.
 
+mod gaps;
 mod markers;
 mod model;
 mod sentences;

@@ -221,6 +221,9 @@ fn in_full(n: u64, record: &wire::CommitRecord) -> String {
     for seal in seals(record) {
         let home = place(&seal.dataset, seal.partition.as_ref());
         seal.gaps.iter().map(gap).for_each(|gap| _ = writeln!(out, "  {home} without {}", gap_line(&gap)));
+        if seal.more_gaps > 0 {
+            let _ = writeln!(out, "  {home} without {} more", seal.more_gaps);
+        }
     }
     for (runs, what) in expired(record) {
         runs.iter().for_each(|id| _ = writeln!(out, "  {what} {} run {}", id.agent, run(&id.origin)));
@@ -273,7 +276,7 @@ fn as_json(n: u64, record: &wire::CommitRecord) -> Value {
         json!({
             "partition": place(&seal.dataset, seal.partition.as_ref()), "complete": seal.complete,
             "events": seal.events, "files": seal.files, "bytes": seal.bytes, "by": seal.by,
-            "gaps": seal.gaps.iter().map(gap).collect::<Vec<_>>(),
+            "gaps": seal.gaps.iter().map(gap).collect::<Vec<_>>(), "more_gaps": seal.more_gaps,
         })
     };
     match &record.action {

@@ -1,6 +1,7 @@
 //! Partitions as the log has them: published files while one is open, sums and seal afterwards. Pure.
 //!
-//! Memory: about 100 bytes per file of an open partition, and one row per sealed one.
+//! Memory: about 100 bytes per file of an open partition, and one row per sealed one: under 150 bytes if it is complete,
+//! 80 more per gap that its seal names, a month later a tenth of those at most.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,11 @@ use proto::wire;
 use super::PartitionKey;
 use crate::ledger::committed::MergeError;
 use crate::log::layout;
+
+/// A seal is old so long after it was decided, milliseconds.
+const OLD_MS: i64 = 30 * 24 * 3_600_000;
+/// Gaps of an old one that are kept by name.
+const OLD_GAPS: usize = 10;
 
 /// A partition that is not sealed.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -195,6 +201,21 @@ impl Partitions {
         if matches!(row.state, State::Open(_)) {
             let (late, appended) = (Sums::default(), Sums::default());
             row.state = State::Sealed(Box::new(SealedPartition { seal: seal.clone(), number: n, late, appended }));
+        }
+    }
+}
+
+impl Partitions {
+    /// Bounds what is kept for ever: of partitions that were sealed long ago the first gaps are named, the others counted.
+    pub(super) fn fold(&mut self, now_unix_ms: i64) {
+        for row in self.rows.values_mut() {
+            let State::Sealed(sealed) = &mut row.state else { continue };
+            let seal = &mut sealed.seal;
+            if seal.gaps.len() > OLD_GAPS && now_unix_ms.saturating_sub(seal.sealed_unix_ms) > OLD_MS {
+                seal.more_gaps += (seal.gaps.len() - OLD_GAPS) as u64;
+                seal.gaps.truncate(OLD_GAPS);
+                seal.gaps.shrink_to_fit();
+            }
         }
     }
 }
