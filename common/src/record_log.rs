@@ -319,13 +319,15 @@ impl RecordLog {
         Ok(id)
     }
 
-    /// Gives a segment that was found unsealed at start its footer, durably.
+    /// Gives a segment that was found unsealed at start its footer, durably. Its records are written over themselves
+    /// first: what could be read at start may have been in memory only, if the run before ended after a failed fsync.
     pub fn seal_recovered(&mut self, id: u64, footer: &[u8]) -> Result<(), LogError> {
         self.check()?;
         let Some(&ClosedSegment { bytes, sealed: false }) = self.closed.get(&id) else {
             return Err(LogError::WrongSegment { segment: id, action: "sealed" });
         };
-        let file = self.disk.reopen(id).map_err(|error| latch(&mut self.latched, error))?;
+        let rewritten = self.disk.rewrite(id, bytes).and_then(|()| self.disk.reopen(id));
+        let file = rewritten.map_err(|error| latch(&mut self.latched, error))?;
         let mut active = Active { id, file, bytes, synced: bytes, pending: Vec::new(), pending_bytes: 0 };
         active.seal(footer).map_err(|error| latch(&mut self.latched, error))?;
         self.closed.insert(id, ClosedSegment { bytes: active.bytes, sealed: true });

@@ -29,7 +29,7 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 
 use self::entry::{Entry, EntryBatch, FORMAT, Footer, Position};
-use self::index::{Ended, Index, Kind, Place};
+use self::index::{Ended, Index, Place};
 use crate::run::audit;
 
 /// Why the outbox cannot go on.
@@ -131,13 +131,18 @@ impl Outbox {
             segment_bytes: options.segment_bytes,
             max_record_bytes: MAX_RECORD_BYTES,
         };
+        // Before the log cuts or seals anything: after that a crash, or a full disk, would leave nothing to keep.
+        for damage in record_log::survey::damage(&options.dir)?.iter().filter(|damage| !damage.maybe_unsynced) {
+            keep_segment(&options, damage.segment)?;
+        }
         let mut segments = Vec::new();
         let (log, recovery) = RecordLog::open(log_options, |segment| segments.push(segment))?;
         let (dirty, waiting) = (BTreeSet::new(), Vec::new());
         let mut outbox = Self { log, index: Index::default(), options, dirty, waiting, snapshot_bytes: 0 };
         let mut recovered = Recovered { torn_bytes: recovery.torn_bytes, ..Default::default() };
+        let mut unsealed = Vec::new();
         for segment in segments {
-            outbox.load(segment, &recovery)?;
+            unsealed.extend(outbox.load(segment, &recovery)?);
         }
         let mut claimed = HashMap::new();
         for damage in &recovery.corrupt {
@@ -146,14 +151,16 @@ impl Outbox {
             claimed
                 .extend(salvage::kinds(&entries).into_iter().filter(|(_, kind)| matches!(kind, HeaderKind::Data(_))));
             recovered.damage.push(format!("segment {:016x} at {}: {}", damage.segment, damage.offset, damage.detail));
-            if !damage.maybe_unsynced {
-                outbox.keep_segment(damage.segment)?;
-            }
         }
         for (origin, seq) in outbox.index.settle() {
             let (reason, lost) = (wire::VoidReason::Damaged, claimed.get(&(origin, seq)));
             outbox.put_void(origin, seq, reason, "its record in the outbox is damaged", lost)?;
             recovered.voided.push((origin, seq));
+        }
+        // Only when the voids are durable does a footer say that a damaged segment is well.
+        outbox.log.sync()?;
+        for (id, footer) in unsealed {
+            outbox.log.seal_recovered(id, &footer)?;
         }
         outbox.commit()?;
         outbox.waiting.clear();
@@ -161,11 +168,16 @@ impl Outbox {
         Ok((outbox, recovered))
     }
 
-    fn load(&mut self, segment: LoadedSegment, recovery: &record_log::Recovery) -> Result<(), OutboxError> {
+    /// Takes a segment over; returns the footer of one that has none yet.
+    fn load(
+        &mut self,
+        segment: LoadedSegment,
+        recovery: &record_log::Recovery,
+    ) -> Result<Option<(u64, Vec<u8>)>, OutboxError> {
         match segment {
             LoadedSegment::Sealed { id, footer, .. } => {
                 let footer = Footer::decode(footer).map_err(|e| OutboxError::Undecodable(e.to_string()))?;
-                self.index.apply_footer(id, &footer)
+                self.index.apply_footer(id, &footer).map(|()| None)
             }
             LoadedSegment::Unsealed { id, records, .. } => {
                 // What stands behind bytes that were perhaps never synced was never sent and is not counted as stored:
@@ -186,8 +198,7 @@ impl Outbox {
                         Entry::decode(record.meta.clone()).map_err(|e| OutboxError::Undecodable(e.to_string()))?;
                     self.index.apply(record.at, &entry)?;
                 }
-                let footer = self.index.footer(id).encode_to_vec();
-                Ok(self.log.seal_recovered(id, &footer)?)
+                Ok(Some((id, self.index.footer(id).encode_to_vec())))
             }
         }
     }
@@ -452,12 +463,6 @@ impl Outbox {
         self.index.row(origin)?.kept.get(&seq).copied()
     }
 
-    fn keep_segment(&self, segment: u64) -> Result<(), OutboxError> {
-        let name = format!("{segment:016x}.seg");
-        rejected::keep_copy(&self.options.rejected, &self.options.dir.join(&name), &name)
-            .map_err(|error| OutboxError::Rejected { path: self.options.rejected.clone(), error })
-    }
-
     /// What a batch was, as far as its damaged record still says it.
     pub fn claimed_kind(&self, origin: Origin, seq: u64) -> Option<HeaderKind> {
         let at = self.place(origin, seq)?.at;
@@ -467,7 +472,7 @@ impl Outbox {
 
     /// Keeps the stored file of a damaged batch.
     pub fn keep_damaged(&self, place: Place) -> Result<(), OutboxError> {
-        self.keep_segment(place.at.segment)
+        keep_segment(&self.options, place.at.segment)
     }
 
     /// The directory of what became a void.
@@ -480,7 +485,8 @@ fn bare(header: Header) -> EntryBatch {
     EntryBatch { header: header.bytes, payload_bytes: 0 }
 }
 
-/// Does this kind carry events?
-pub fn is_data(kind: Kind) -> bool {
-    kind == Kind::Data
+fn keep_segment(options: &Options, segment: u64) -> Result<(), OutboxError> {
+    let name = record_log::survey::segment_file_name(segment);
+    rejected::keep_copy(&options.rejected, &options.dir.join(&name), &name)
+        .map_err(|error| OutboxError::Rejected { path: options.rejected.clone(), error })
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use edge_agent::outbox::entry::Position;
 use edge_agent::outbox::index::Kind;
-use edge_agent::outbox::{ChunkAppend, Options, Outbox, Recovered, Stored};
+use edge_agent::outbox::{ChunkAppend, Options, Outbox, OutboxError, Recovered, Stored};
 use proptest::prelude::*;
 use proto::header::Header;
 use proto::ids::Origin;
@@ -301,6 +301,37 @@ fn a_damaged_record_becomes_voids_and_is_kept() {
     assert_eq!(std::fs::read_dir(dir.path().join("rejected")).unwrap().count(), 1);
     drop(outbox);
     assert!(open(dir.path()).1.voided.is_empty(), "once");
+}
+
+#[test]
+fn a_damaged_segment_is_kept_before_anything_in_it_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut outbox, _) = open(dir.path());
+    outbox.append_open(origin(1), wire::Open::default()).unwrap();
+    for at in 1..=3 {
+        outbox.append_chunk(origin(1), chunk(1, 500, at)).unwrap();
+        outbox.commit().unwrap();
+    }
+    let at = outbox.place(origin(1), 2).unwrap().at.offset as usize;
+    drop(outbox);
+    let file = newest_file(dir.path());
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[at + 300] ^= 0xff;
+    bytes.extend_from_slice(b"the beginning of a record that was torn");
+    std::fs::write(&file, &bytes).unwrap();
+    // As on a full disk: nothing can be kept.
+    let rejected = dir.path().join("rejected");
+    std::fs::write(&rejected, b"").unwrap();
+    for _ in 0..2 {
+        let failed = Outbox::open(options(dir.path())).unwrap_err();
+        assert!(matches!(failed, OutboxError::Rejected { .. }), "{failed}");
+        assert_eq!(std::fs::read(&file).unwrap(), bytes, "cut or sealed before it was kept");
+    }
+    std::fs::remove_file(&rejected).unwrap();
+    let (_, recovered) = open(dir.path());
+    assert_eq!((recovered.damage.len(), recovered.voided), (1, vec![(origin(1), 2)]));
+    let kept = rejected.join(file.file_name().unwrap());
+    assert_eq!(std::fs::read(kept).unwrap(), bytes);
 }
 
 #[test]

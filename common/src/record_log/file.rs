@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,9 @@ use crate::record_log::segment;
 
 /// Most slices given to one `writev`.
 const WRITEV_SLICES: usize = 512;
+
+/// Bytes of a recovered segment that are written over themselves at once.
+const REWRITE_BYTES: u64 = 1024 * 1024;
 
 /// A storage operation, for the fault hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub enum StorageOp {
     SyncAll,
     /// fsync of the directory.
     SyncDir,
+    /// Bytes of a recovered segment over themselves.
+    Rewrite,
     /// Cutting a torn tail.
     Truncate,
     /// Unlinking a segment.
@@ -116,6 +121,27 @@ impl Disk {
         let cut = self.faults.before(StorageOp::Truncate).and_then(|()| file.file.set_len(bytes));
         cut.map_err(|e| LogError::storage("truncating", &file.path, e))?;
         file.sync(StorageOp::SyncAll)
+    }
+
+    /// Writes the first `bytes` bytes of a file over themselves, durably. After a failed fsync a system may hold bytes as
+    /// clean that never reached the disk: reading gives them, and a later fsync alone proves nothing.
+    pub(super) fn rewrite(&self, id: u64, bytes: u64) -> Result<(), LogError> {
+        let path = self.path(id);
+        let write = || {
+            let file = File::options().read(true).write(true).open(&path)?;
+            let mut part = vec![0; REWRITE_BYTES.min(bytes) as usize];
+            let mut at = 0;
+            while at < bytes {
+                part.truncate((bytes - at).min(REWRITE_BYTES) as usize);
+                file.read_exact_at(&mut part, at)?;
+                self.faults.before(StorageOp::Rewrite)?;
+                file.write_all_at(&part, at)?;
+                at += part.len() as u64;
+            }
+            self.faults.before(StorageOp::SyncData)?;
+            file.sync_data()
+        };
+        write().map_err(|e| LogError::storage("rewriting", &path, e))
     }
 
     /// Unlinks a file, durably; one that is gone already is fine.

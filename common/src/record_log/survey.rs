@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::record_log::recovery::{self, Found};
 use crate::record_log::segment::{self, RECORD_HEADER_BYTES, TRAILER_BYTES};
-use crate::record_log::{LoadedRecord, LogError};
+use crate::record_log::{Corruption, LoadedRecord, LogError};
 
 /// Ending of a segment file that recovery set aside because nothing in it could be read.
 pub const ASIDE_SUFFIX: &str = ".seg.damaged";
@@ -115,6 +115,21 @@ pub fn segment_files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     }
     files.sort_unstable();
     Ok(files)
+}
+
+/// The damage that an opening of the log in `dir` would report, before it cuts or seals anything.
+pub fn damage(dir: &Path) -> Result<Vec<Corruption>, LogError> {
+    let files = match segment_files(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        files => files.map_err(|error| LogError::storage("listing", dir, error))?,
+    };
+    let mut damage = Vec::new();
+    for (id, path) in files {
+        if let Found::Unsealed(scan) = recovery::inspect(&path, id)? {
+            damage.extend(scan.corrupt);
+        }
+    }
+    Ok(damage)
 }
 
 /// The name of a segment's file.

@@ -451,6 +451,43 @@ fn the_first_storage_error_latches() {
 }
 
 #[test]
+fn what_is_sealed_at_start_was_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, at) = three_records(dir.path(), true);
+    let before = fs::read(&file).unwrap();
+    let id = at[0].segment;
+    for failing in [StorageOp::Rewrite, StorageOp::SyncData] {
+        let mut log = open(dir.path()).log;
+        log.set_fault_hook(Arc::new(move |op| match op == failing {
+            true => Err(io::Error::other("injected")),
+            false => Ok(()),
+        }));
+        let failed = log.seal_recovered(id, b"footer").unwrap_err();
+        assert!(failed.to_string().contains("rewriting"), "{failing:?}: {failed}");
+        assert_eq!(fs::read(&file).unwrap(), before, "{failing:?}: sealed what may be in memory only");
+    }
+    let mut opened = open(dir.path());
+    opened.log.seal_recovered(id, b"footer").unwrap();
+    assert_eq!(fs::read(&file).unwrap()[..before.len()], before);
+    assert_eq!(open(dir.path()).sealed[&id], b"footer"[..]);
+}
+
+#[test]
+fn damage_is_seen_before_anything_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, at) = three_records(dir.path(), true);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[at[0].offset as usize + RECORD_HEADER_BYTES + 3] ^= 1;
+    bytes.extend_from_slice(b"torn");
+    fs::write(&file, &bytes).unwrap();
+    let seen = survey::damage(dir.path()).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+    assert_eq!(seen, open(dir.path()).recovery.corrupt);
+    assert_eq!(seen.len(), 1);
+    assert_eq!(survey::damage(&dir.path().join("missing")).unwrap(), []);
+}
+
+#[test]
 fn limits_and_wrong_calls_do_not_latch() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).log;
