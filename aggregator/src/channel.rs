@@ -26,6 +26,7 @@ mod state;
 pub mod survey;
 #[cfg(test)]
 mod tests;
+pub mod unreadable;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -326,7 +327,7 @@ impl ChannelHandle {
         self.send(Command::Broken(counts));
     }
 
-    /// The payload at this place is damaged: the batch is let go, uncommitted.
+    /// The payload at this place is damaged, or cannot be read: the batch is let go, uncommitted.
     pub fn give_up(&self, at: Location, id: BatchId) {
         self.send(Command::GiveUp { at, id });
     }

@@ -31,7 +31,7 @@ pub enum Kind {
     SetAside,
     /// A file of a newer release.
     NewerFormat,
-    /// A file that the system does not let us read.
+    /// A file, or bytes of one, that the system does not let us read.
     Unreadable,
     /// There is no ledger.
     LedgerMissing,

@@ -21,6 +21,7 @@ use super::meta::encode_meta;
 use super::recover::{self, Opened};
 use super::refusals::Refusal;
 use super::state::Admission;
+use super::unreadable::Unreadable;
 use super::{
     AppendAnswer, AppendJob, Appended, ChannelError, ChannelEvent, ChannelOptions, ChannelStats, Command, Location,
     MAX_SEGMENT_BATCHES, ProgressAnswer, Refused, SyncObserver,
@@ -45,6 +46,8 @@ pub struct Owner {
     pub(super) low_disk: bool,
     /// Appended, not told yet: segment, batch, and its old place if it is a copy.
     pub(super) stored: Vec<(u64, NewEntry, Option<Location>)>,
+    /// Places that could not be read when they were to be copied.
+    pub(super) unreadable: Unreadable,
     /// Being opened: the forward side is told of the outcome, not of the steps.
     quiet: bool,
     queue: Receiver<Command>,
@@ -76,6 +79,7 @@ impl Owner {
             reserve,
             low_disk: false,
             stored: Vec::new(),
+            unreadable: Unreadable::default(),
             quiet: false,
             queue,
             _lock: lock,
@@ -95,6 +99,7 @@ impl Owner {
         let doubtful = opened.doubtful.clone();
         self.opened = Some(opened);
         self.failed = None;
+        self.unreadable.clear();
         self.quiet = true;
         if let Err(error) = self.write_anew(&doubtful) {
             self.fail(&error);
@@ -206,10 +211,12 @@ impl Owner {
             Command::Broken(counts) => {
                 counts.into_iter().for_each(|(id, count)| opened.state.set_broken(id, count));
             }
+            // It is the disk then, and no single batch: the places are looked at again when it is open again.
+            Command::GiveUp { .. } if self.failed.is_some() => {}
             Command::GiveUp { at, id } => {
                 if opened.state.give_up(at, &id, now) {
                     self.stats.given_up_batches.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(batch = %id, segment = at.segment, "a payload is damaged on disk: only its agent can give it again");
+                    tracing::error!(batch = %id, segment = at.segment, "a payload is damaged on disk or cannot be read: only its agent can give it again");
                 }
             }
             Command::Append(_) | Command::Stop { .. } => {}

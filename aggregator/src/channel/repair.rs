@@ -18,8 +18,8 @@ use super::index::{IndexBuilder, SegmentIndex};
 use super::ledger::{Ledger, LedgerError};
 use super::ledger_copy::LedgerView;
 use super::lock::{self, DirLock, LockError};
-use super::segment_view::{Remedy, SegmentView, file_of};
-use super::survey::{ChannelSurvey, Depth, SurveyError};
+use super::segment_view::{ReadRecord, Remedy, SegmentView, file_of};
+use super::survey::{self, ChannelSurvey, Depth, SurveyError};
 use super::{MetaError, recover};
 
 /// Where what is taken out goes.
@@ -47,7 +47,9 @@ pub enum RepairError {
         own: u32,
     },
     /// Something cannot be read at all.
-    #[error("{0} files cannot be read; nothing was changed: see the findings of `channel check`")]
+    #[error(
+        "{0} files cannot be opened, or were written by a newer release; nothing was changed: see the findings of `channel check`"
+    )]
     Unreadable(u64),
     /// The look before.
     #[error(transparent)]
@@ -224,34 +226,58 @@ pub fn prepare(dir: &Path) -> Result<(ChannelSurvey, Plan), RepairError> {
     if lock::ledger_in_use(&dir.join("ledger")) {
         return Err(RepairError::LedgerInUse);
     }
-    if survey.unreadable > 0 {
-        return Err(RepairError::Unreadable(survey.unreadable));
-    }
-    let plan = plan(&survey);
+    let plan = plan_for(&survey)?;
     Ok((survey, plan))
 }
 
 /// Looks, and sets right what is wrong; `unix_ms`: now. What was found before, and what was done.
 pub fn repair(dir: &Path, unix_ms: u64) -> Result<(ChannelSurvey, Plan), RepairError> {
-    let (survey, plan) = prepare(dir)?;
-    if plan.steps.is_empty() {
-        return Ok((survey, plan));
-    }
+    repair_reading(dir, unix_ms, &survey::reader(dir))
+}
+
+/// The lock comes before the look: what is done rests on what was seen, so nobody may change it in between.
+pub(super) fn repair_reading(
+    dir: &Path,
+    unix_ms: u64,
+    read: &ReadRecord<'_>,
+) -> Result<(ChannelSurvey, Plan), RepairError> {
+    survey::is_channel(dir)?;
     let owner = fs::metadata(dir).map_err(|source| RepairError::Io { path: dir.to_owned(), source })?.uid();
     let own = rustix::process::geteuid().as_raw();
     if owner != own {
-        return Err(RepairError::User { owner, own });
+        // The lock would be a file that the aggregator cannot open.
+        let (survey, plan) = prepare(dir)?;
+        return if plan.steps.is_empty() { Ok((survey, plan)) } else { Err(RepairError::User { owner, own }) };
     }
-    let _lock = match DirLock::take(dir) {
+    let lock = match DirLock::take(dir) {
         Err(LockError::Held { holder, .. }) => return Err(RepairError::Running(holder)),
         other => other?,
     };
+    if lock::ledger_in_use(&dir.join("ledger")) {
+        return Err(RepairError::LedgerInUse);
+    }
+    let survey = ChannelSurvey::of_locked(dir, &lock, read)?;
+    let plan = plan_for(&survey)?;
+    if !plan.steps.is_empty() {
+        carry_out(dir, &survey, &plan, unix_ms)?;
+    }
+    Ok((survey, plan))
+}
+
+fn plan_for(survey: &ChannelSurvey) -> Result<Plan, RepairError> {
+    match survey.unreadable {
+        0 => Ok(plan(survey)),
+        some => Err(RepairError::Unreadable(some)),
+    }
+}
+
+fn carry_out(dir: &Path, survey: &ChannelSurvey, plan: &Plan, unix_ms: u64) -> Result<(), RepairError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir.join(DAMAGED))
         .map_err(|source| RepairError::Io { path: dir.join(DAMAGED), source })?;
-    let work = Work { dir, survey: &survey, unix_ms };
+    let work = Work { dir, survey, unix_ms };
     for view in &survey.segments {
         if let Remedy::CutTail { to } = view.remedy {
             work.cut_tail(view, to)?;
@@ -270,7 +296,7 @@ pub fn repair(dir: &Path, unix_ms: u64) -> Result<(ChannelSurvey, Plan), RepairE
             Step::CutTail { .. } | Step::Seal { .. } | Step::Rewrite { .. } => {}
         }
     }
-    Ok((survey, plan))
+    Ok(())
 }
 
 struct Work<'a> {

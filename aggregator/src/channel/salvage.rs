@@ -46,7 +46,7 @@ pub fn before_open(data_dir: &Path) -> Result<Vec<Damage>, ChannelError> {
     let mut found = Vec::new();
     for (id, path) in &files {
         let place = Place { id: *id, path, newest: newest.is_none_or(|newest| *id >= newest), moving: false };
-        let (view, findings) = segment_view::look(&place, &reader, Depth::Footers)?;
+        let (view, findings) = segment_view::look(&place, &|at| reader.read(at), Depth::Footers)?;
         let aside = aside_name(path);
         let known = aside.exists();
         let unreadable = findings.iter().any(|finding| finding.kind == Kind::Unreadable);

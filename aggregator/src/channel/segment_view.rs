@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::record_log::survey::{RECORD_BYTES, Seal, Survey, claimed_records, segment_file_name};
-use common::record_log::{LoadedRecord, LogError, ReadError, RecordAt, RecordReader};
+use common::record_log::{LoadedRecord, LogError, ReadError, Record, RecordAt};
 use proto::ids::BatchId;
 
 use super::bitmap::Bitmap;
@@ -92,15 +92,18 @@ pub fn id_of(file: &str) -> Option<u64> {
     u64::from_str_radix(file.strip_prefix("seg/")?.strip_suffix(".seg")?, 16).ok()
 }
 
+/// Reads a record back.
+pub type ReadRecord<'a> = dyn Fn(RecordAt) -> Result<Record, ReadError> + 'a;
+
 /// Looks at one segment. Where the system cannot read some of it, at the rest; an error means that nothing can be said.
-pub fn look(place: &Place<'_>, reader: &RecordReader, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
-    let error = match look_whole(place, reader, depth) {
+pub fn look(place: &Place<'_>, read: &ReadRecord<'_>, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
+    let error = match look_whole(place, read, depth) {
         Err(error @ LogError::Storage { .. }) => error,
         other => return other,
     };
     let Some((copy, unreadable)) = salvage::readable_copy(place.path) else { return Err(error) };
     let place = Place { path: copy.path(), ..*place };
-    let (mut view, mut findings) = look_whole(&place, reader, depth)?;
+    let (mut view, mut findings) = look_whole(&place, read, depth)?;
     findings.splice(0..0, unreadable.iter().map(|&(from, to)| unreadable_range(place.id, from, to)));
     if !findings.is_empty() {
         view.remedy = Remedy::Rewrite;
@@ -118,32 +121,32 @@ pub fn look_aside(path: &Path, name: &str) -> Result<Vec<Finding>, LogError> {
     let digits = name.strip_prefix("seg/").unwrap_or(name).split('.').next().unwrap_or_default();
     let Ok(id) = u64::from_str_radix(digits, 16) else { return Ok(Vec::new()) };
     let place = Place { id, path, newest: true, moving: false };
-    // Records were read for their CRCs; a reader would look for them in the segment's own file.
-    let nowhere = RecordReader::new(std::path::PathBuf::new());
+    // Records are read for their CRCs; one by one they would be looked for in the segment's own file.
+    let nowhere = |at: RecordAt| Err(ReadError::NotFound { segment: at.segment });
     let (_, findings) = look(&place, &nowhere, Depth::Footers)?;
     let lost = findings.into_iter().filter(|finding| finding.fate.is_loss());
     Ok(lost.map(|finding| Finding { file: name.to_owned(), ..finding }).collect())
 }
 
-fn look_whole(place: &Place<'_>, reader: &RecordReader, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
+fn look_whole(place: &Place<'_>, read: &ReadRecord<'_>, depth: Depth) -> Result<(SegmentView, Vec<Finding>), LogError> {
     let survey = Survey::of(place.path, place.id, false)?;
     let Seal::Good { footer, offset } = &survey.seal else {
-        return Ok(unsealed(place, reader, depth, &survey, Vec::new()));
+        return Ok(unsealed(place, read, depth, &survey, Vec::new()));
     };
     match SegmentIndex::decode(footer) {
-        Ok(index) => Ok(sealed(place, reader, depth, survey.bytes, index)),
+        Ok(index) => Ok(sealed(place, read, depth, survey.bytes, index)),
         Err(error) => {
             let finding = Finding::new(Kind::Footer, file_of(place.id), error.to_string());
             let finding = finding.at(*offset, survey.bytes - offset);
             let survey = Survey::of(place.path, place.id, true)?;
-            Ok(unsealed(place, reader, depth, &survey, vec![finding]))
+            Ok(unsealed(place, read, depth, &survey, vec![finding]))
         }
     }
 }
 
 fn sealed(
     place: &Place<'_>,
-    reader: &RecordReader,
+    read: &ReadRecord<'_>,
     depth: Depth,
     bytes: u64,
     index: SegmentIndex,
@@ -152,7 +155,7 @@ fn sealed(
     let (mut bad, mut findings) = (Bitmap::new(len), Vec::new());
     if depth == Depth::Everything {
         for (ordinal, entry) in (0u32..).zip(&index.entries) {
-            if let Some(finding) = check(place.id, (entry.offset, bytes_of(&index, entry)), index.id(ordinal), reader) {
+            if let Some(finding) = check(place.id, (entry.offset, bytes_of(&index, entry)), index.id(ordinal), read) {
                 bad.set(ordinal);
                 findings.push(finding);
             }
@@ -177,7 +180,7 @@ fn sealed(
 /// A segment whose records say what lies in it.
 fn unsealed(
     place: &Place<'_>,
-    reader: &RecordReader,
+    read: &ReadRecord<'_>,
     depth: Depth,
     survey: &Survey,
     mut findings: Vec<Finding>,
@@ -191,7 +194,7 @@ fn unsealed(
                 let ordinal = builder.push(&entry);
                 if depth == Depth::Everything
                     && let Some(finding) =
-                        check(place.id, (entry.offset, record.end() - record.at.offset), entry.id, reader)
+                        check(place.id, (entry.offset, record.end() - record.at.offset), entry.id, read)
                 {
                     unread.push(ordinal);
                     findings.push(finding);
@@ -360,13 +363,13 @@ fn bytes_of(index: &SegmentIndex, entry: &Entry) -> u64 {
 }
 
 /// Reads one record whole. None: it is what it should be.
-fn check(segment: u64, (offset, bytes): (u32, u64), id: BatchId, reader: &RecordReader) -> Option<Finding> {
+fn check(segment: u64, (offset, bytes): (u32, u64), id: BatchId, read: &ReadRecord<'_>) -> Option<Finding> {
     let offset = u64::from(offset);
     let finding = |kind, what: String| {
         let finding = Finding::new(kind, file_of(segment), what).fate(Fate::Unknown);
         Some(finding.of(id.clone()).at(offset, bytes))
     };
-    let record = match reader.read(RecordAt { segment, offset }) {
+    let record = match read(RecordAt { segment, offset }) {
         Ok(record) => record,
         // It was delivered and removed while we looked.
         Err(ReadError::NotFound { .. }) => return None,

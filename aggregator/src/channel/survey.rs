@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::record_log::survey::{ASIDE_SUFFIX, segment_files};
-use common::record_log::{LogError, RecordReader};
+use common::record_log::{LogError, ReadError, Record, RecordAt, RecordReader};
 
 use super::bitmap::Bitmap;
 use super::describe::{self, Description, Part};
 use super::finding::{Fate, Finding, Kind};
 use super::ledger_copy::{self, LedgerView};
 use super::lock::{DirLock, LockError};
-use super::segment_view::{self, SegmentView};
+use super::segment_view::{self, ReadRecord, SegmentView};
 use super::state::State;
 
 /// How long a segment that is being written is left alone before it is looked at again.
@@ -73,19 +73,22 @@ pub struct ChannelSurvey {
 impl ChannelSurvey {
     /// Looks at a data directory.
     pub fn of(dir: &Path, depth: Depth) -> Result<Self, SurveyError> {
-        if !dir.join("seg").is_dir() && !dir.join("ledger").is_dir() {
-            return Err(SurveyError::NoChannel(dir.to_owned()));
-        }
+        is_channel(dir)?;
         let running = DirLock::holder(dir)?;
-        let found = Self::look(dir, depth, running.clone())?;
+        let found = Self::look(dir, depth, running.clone(), &reader(dir))?;
         match DirLock::holder(dir)? {
             // It was started while we looked: what was moving then is no damage.
-            Some(holder) if running.is_none() => Self::look(dir, depth, Some(holder)),
+            Some(holder) if running.is_none() => Self::look(dir, depth, Some(holder), &reader(dir)),
             _ => Ok(found),
         }
     }
 
-    fn look(dir: &Path, depth: Depth, running: Option<String>) -> Result<Self, SurveyError> {
+    /// Looks at every byte of a data directory whose lock the caller has: nobody else changes anything meanwhile.
+    pub(super) fn of_locked(dir: &Path, _lock: &DirLock, read: &ReadRecord<'_>) -> Result<Self, SurveyError> {
+        Self::look(dir, Depth::Everything, None, read)
+    }
+
+    fn look(dir: &Path, depth: Depth, running: Option<String>, read: &ReadRecord<'_>) -> Result<Self, SurveyError> {
         let failed = |path: PathBuf| move |source| SurveyError::Io { path, source };
         let ledger = dir.join("ledger");
         // The ledger first: it is never ahead of the segments then.
@@ -104,15 +107,14 @@ impl ChannelSurvey {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other.map_err(failed(seg.clone()))?,
         };
-        survey.look_at_segments(&files, depth);
+        survey.look_at_segments(&files, depth, read);
         survey.look_for_files_aside(&seg, depth);
         survey.take_answers();
         survey.look_at_ledger();
         Ok(survey)
     }
 
-    fn look_at_segments(&mut self, files: &[(u64, PathBuf)], depth: Depth) {
-        let reader = RecordReader::new(self.dir.join("seg"));
+    fn look_at_segments(&mut self, files: &[(u64, PathBuf)], depth: Depth, read: &ReadRecord<'_>) {
         let newest = segment_view::newest(files);
         for (id, path) in files {
             let place = segment_view::Place {
@@ -122,11 +124,11 @@ impl ChannelSurvey {
                 newest: newest.is_none_or(|newest| *id >= newest),
                 moving: self.running.is_some(),
             };
-            let mut seen = segment_view::look(&place, &reader, depth);
+            let mut seen = segment_view::look(&place, read, depth);
             if place.moving && place.newest && seen.as_ref().is_ok_and(|seen| !seen.1.is_empty()) {
                 // It may have been written to while we looked.
                 std::thread::sleep(SETTLE);
-                seen = segment_view::look(&place, &reader, depth);
+                seen = segment_view::look(&place, read, depth);
             }
             match seen {
                 Ok((view, findings)) => {
@@ -311,6 +313,20 @@ impl ChannelSurvey {
     pub fn is_held(&self, segment: u64, ordinal: u32) -> bool {
         self.done.get(&segment).is_some_and(|done| !done.get(ordinal))
     }
+}
+
+/// Is there a channel at all?
+pub(super) fn is_channel(dir: &Path) -> Result<(), SurveyError> {
+    match dir.join("seg").is_dir() || dir.join("ledger").is_dir() {
+        true => Ok(()),
+        false => Err(SurveyError::NoChannel(dir.to_owned())),
+    }
+}
+
+/// Reads from the segments of a data directory.
+pub(super) fn reader(dir: &Path) -> impl Fn(RecordAt) -> Result<Record, ReadError> + use<> {
+    let reader = RecordReader::new(dir.join("seg"));
+    move |at| reader.read(at)
 }
 
 fn finding_ordinal(segments: &[SegmentView], segment: u64, finding: &Finding) -> Option<u32> {

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::record_log::StorageOp;
+use common::record_log::{ReadError, Record, RecordAt, StorageOp};
 use proto::header::Header;
 use proto::ids::{AgentName, BatchId, Origin};
 use proto::wire;
@@ -94,6 +94,7 @@ impl Bench {
             framing: wire::Framing::Lines as i32,
             events: 1,
             payload_bytes: bytes as u64,
+            payload_crc32c: crc32c::crc32c(&payload),
             ..Default::default()
         };
         let header = Header::encode(Origin([1; 16]), seq, wire::batch_header::Kind::Data(data)).unwrap();
@@ -357,4 +358,42 @@ fn a_damaged_record_does_not_make_others_count_as_answered() {
             assert!(bench.places.contains_key(&id("a", seq)), "{seq} is still to be delivered");
         }
     }
+}
+
+/// Reads as `bench` would, but for one place.
+fn reading_all_but(bad: RecordAt, dir: &std::path::Path) -> impl Fn(RecordAt) -> Result<Record, ReadError> + use<> {
+    let reader = RecordReader::new(dir.join("seg"));
+    move |at| match at == bad {
+        true => Err(ReadError::Io { segment: at.segment, reason: Arc::new(io::Error::from_raw_os_error(5)) }),
+        false => reader.read(at),
+    }
+}
+
+#[test]
+fn a_repair_loses_the_one_record_that_cannot_be_read_and_holds_the_lock_while_it_looks() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    for seq in 1..=10 {
+        assert_eq!(bench.append("a", seq, 100), Appended::Durable);
+    }
+    // A second start has footers only.
+    let bench = bench.reopen(1 << 30, 1 << 20);
+    let at = bench.places[&id("a", 4)];
+    let opened = bench.owner.opened.as_ref().unwrap();
+    let offset = opened.state.segment(at.segment).unwrap().index().entries[at.ordinal as usize].offset;
+    let Bench { dir, owner, .. } = bench;
+    drop(owner);
+    let read = reading_all_but(RecordAt { segment: at.segment, offset: u64::from(offset) }, dir.path());
+    let locked = std::cell::Cell::new(0);
+    let watched = |at: RecordAt| {
+        locked.set(locked.get() + u32::from(lock::DirLock::holder(dir.path()).unwrap().is_some()));
+        read(at)
+    };
+    let (survey, plan) = repair::repair_reading(dir.path(), 0, &watched).unwrap();
+    assert_eq!(locked.get(), 10, "nobody else can change what is looked at");
+    assert_eq!(survey.findings.iter().map(|found| found.kind).collect::<Vec<_>>(), [finding::Kind::Unreadable]);
+    assert_eq!(plan.losses.iter().map(|loss| loss.seqs.clone()).collect::<Vec<_>>(), [vec![(4, 4)]]);
+    let bench = Bench::open(dir, 1 << 30, 1 << 20);
+    let mut held: Vec<u64> = bench.places.keys().map(|id| id.seq).collect();
+    held.sort_unstable();
+    assert_eq!(held, [1, 2, 3, 5, 6, 7, 8, 9, 10]);
 }

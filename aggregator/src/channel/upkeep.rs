@@ -90,6 +90,7 @@ impl Owner {
         for &segment in &finished {
             opened.log.remove(segment)?;
             opened.state.remove(segment);
+            self.unreadable.forget_segment(segment);
         }
         for segment in finished {
             self.tell(ChannelEvent::Removed { segment });
@@ -125,18 +126,19 @@ impl Owner {
         let Some(opened) = &mut self.opened else { return Ok(false) };
         let record = match opened.log.reader().read(RecordAt { segment: from.segment, offset }) {
             Ok(record) => record,
-            Err(ReadError::Corrupt { detail, .. }) => {
+            Err(error) => {
+                let damaged = matches!(error, ReadError::Corrupt { .. });
+                if !damaged && !self.unreadable.failed(from, Instant::now()) {
+                    tracing::warn!(%error, "a pinned batch cannot be read now; it stays where it is");
+                    return Ok(false);
+                }
                 let id = opened.state.segment(from.segment).map(|found| found.index().id(from.ordinal));
                 if let Some(id) = id
                     && opened.state.give_up(from, &id, now)
                 {
                     self.stats.given_up_batches.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(batch = %id, detail, "a payload is damaged on disk: only its agent can give it again");
+                    tracing::error!(batch = %id, %error, "a payload is damaged on disk or cannot be read: only its agent can give it again");
                 }
-                return Ok(false);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a pinned batch cannot be read now; it stays where it is");
                 return Ok(false);
             }
         };

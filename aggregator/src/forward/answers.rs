@@ -127,8 +127,8 @@ impl Forward {
         self.refresh(now);
     }
 
-    /// The payload of an order could not be read. `damaged`: not only moved, gone, or unreadable for now. Gives back
-    /// the batch if it has to be given up.
+    /// The payload of an order could not be read. `damaged`: not only moved, gone, or unreadable for now; what stays
+    /// unreadable or gone counts as damaged in the end. Gives back the batch if it has to be given up.
     pub fn unreadable(
         &mut self,
         lane: &Lane,
@@ -140,7 +140,7 @@ impl Forward {
         let state = self.peers.get_mut(&lane.peer).and_then(|peer| peer.lane_mut(lane.alone));
         state?.take_out(id)?;
         let moved = self.flights.get(id).is_none_or(|flight| flight.at != at);
-        if moved || !damaged {
+        if moved || (!damaged && !self.unreadable.failed(at, now)) {
             // A disk that cannot be read is not asked again at once.
             if !moved
                 && let Some(route) = self.backlog.route(at).cloned()
@@ -152,6 +152,7 @@ impl Forward {
             self.end_alone(lane, id);
             return None;
         }
+        self.unreadable.forget(at);
         self.flights.remove(id);
         self.backlog.take(at);
         self.end_alone(lane, id);

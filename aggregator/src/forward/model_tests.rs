@@ -451,6 +451,31 @@ fn a_batch_that_breaks_streams_travels_alone_and_then_as_suspect() {
 }
 
 #[test]
+fn a_payload_that_stays_unreadable_for_a_minute_is_given_up_and_nothing_waits_for_it() {
+    let mut world = World::new();
+    let main = world.lane(1, false);
+    world.append(0, 0, 10);
+    world.connect(&main);
+    let begun = world.now;
+    let mut given_up = None;
+    let mut tries = 0;
+    while given_up.is_none() {
+        world.now += Duration::from_secs(2);
+        world.state.tick(world.now);
+        let order = world.state.next(&main, world.now).expect("it is tried again");
+        given_up = world.state.unreadable(&main, &order.id, order.at, false, world.now).map(|at| (at, order.at));
+        tries += 1;
+        assert!(tries < 100, "for ever");
+    }
+    let (at, ordered) = given_up.unwrap();
+    assert_eq!(at, ordered);
+    assert!(world.now - begun >= Duration::from_secs(60));
+    world.now += Duration::from_secs(2);
+    world.state.tick(world.now);
+    assert_eq!(world.state.next(&main, world.now), None, "it is not sent any more");
+}
+
+#[test]
 fn a_payload_that_cannot_be_read_now_is_not_read_again_at_once() {
     let mut world = World::new();
     let main = world.lane(1, false);

@@ -17,6 +17,7 @@ use proto::wire::CollectorStatus;
 use super::backlog::{Backlog, START};
 use super::peer::{AloneLane, Lane, LaneState, Out, Peer, PeerName, Standing};
 use crate::channel::index::{NewEntry, Route};
+use crate::channel::unreadable::Unreadable;
 use crate::channel::{Location, OpenedSegment, Refused, Released};
 
 /// Unclean breaks after which a batch travels alone.
@@ -98,6 +99,8 @@ pub struct Forward {
     /// Chosen collector by agent, for the present availability.
     owners: HashMap<AgentName, Option<PeerName>>,
     available: Vec<PeerName>,
+    /// Places that could not be read.
+    pub(super) unreadable: Unreadable,
     pub(super) answers: u64,
     pub(super) listings: Vec<(Lane, BatchId)>,
 }
@@ -122,6 +125,7 @@ impl Forward {
             ranking: std::sync::Arc::new(|_| Vec::new()),
             owners: HashMap::new(),
             available: Vec::new(),
+            unreadable: Unreadable::default(),
             answers: 0,
             listings: Vec::new(),
         }
@@ -132,6 +136,7 @@ impl Forward {
         self.backlog = Backlog::new(segments);
         self.broken = broken;
         self.isolated.clear();
+        self.unreadable.clear();
         let mut places = HashMap::new();
         if !self.flights.is_empty() {
             let found = self.backlog.free().filter_map(|at| Some((self.backlog.id(at)?, at)));
@@ -175,6 +180,7 @@ impl Forward {
     /// The segment is gone.
     pub fn removed(&mut self, segment: u64) {
         self.backlog.remove(segment);
+        self.unreadable.forget_segment(segment);
         self.isolated.retain(|at, _| at.segment != segment);
     }
 
@@ -464,6 +470,7 @@ impl Forward {
         };
         let refused = reason.map(|reason| Refused { dataset, reason });
         self.backlog.take(flight.at);
+        self.unreadable.forget(flight.at);
         self.isolated.remove(&flight.at);
         self.broken.remove(id);
         self.avoid.remove(id);
