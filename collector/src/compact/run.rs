@@ -2,7 +2,8 @@
 //!
 //! Invariants: nothing published is changed; every name that is created is used once; an output is named only if every
 //! byte of its inputs was as the log says. An input that is not gives up the output it is in, which is begun anew without
-//! it, once; a second one gives that output up.
+//! it, once; a second one gives that output up. When all is written the inputs are looked at once more: what users deleted
+//! meanwhile must not come back in an output, which is given up.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,7 +55,7 @@ pub async fn run(
     let staged = Mutex::new(Vec::new());
     let job = Job { tools, layout, plan: &plan, staged: &staged };
     let ended = tokio::select! {
-        ended = outputs(job, Mutex::new(numbers)) => ended.map_err(|source| {
+        ended = joined(job, Mutex::new(numbers)) => ended.map_err(|source| {
             CompactError::Store { partition: partition.clone(), source }
         }),
         () = stop.cancelled() => Err(CompactError::Stopped { partition: partition.clone() }),
@@ -119,6 +120,26 @@ fn compact(plan: &Plan, joined: Vec<Joined>) -> wire::Compact {
     compact
 }
 
+async fn joined(job: Job<'_>, numbers: Mutex<impl FnMut() -> u64 + Send>) -> Result<Vec<Joined>, StoreError> {
+    let mut all = outputs(job, numbers).await?;
+    // At the end, for all: the longest of them may take hours.
+    for (planned, joined) in job.plan.outputs.iter().zip(&mut all).filter(|(_, joined)| joined.file.is_some()) {
+        let mut sources = Source::all(&job.plan.key.dir(), planned);
+        sources.retain(|source| joined.replaced.contains(&source.path));
+        if !look_again(job, sources, &mut joined.missing).await? {
+            joined.file = None;
+            joined.replaced.clear();
+        }
+    }
+    Ok(all)
+}
+
+/// Are these inputs of an output still all there, as they were?
+async fn look_again(job: Job<'_>, sources: Vec<Source>, missing: &mut Vec<String>) -> Result<bool, StoreError> {
+    let all = sources.len();
+    Ok(checked(job, sources, missing).await?.len() == all)
+}
+
 async fn outputs(job: Job<'_>, numbers: Mutex<impl FnMut() -> u64 + Send>) -> Result<Vec<Joined>, StoreError> {
     let next = || numbers.lock().unwrap_or_else(PoisonError::into_inner)();
     let works: Vec<_> = job.plan.outputs.iter().map(|planned| join(job, planned, &next)).collect();
@@ -161,6 +182,11 @@ async fn join(job: Job<'_>, planned: &PlannedFile, numbers: &(dyn Fn() -> u64 + 
 async fn check(job: Job<'_>, planned: &PlannedFile, missing: &mut Vec<String>) -> Result<Vec<Source>, StoreError> {
     let mut sources = Source::all(&job.plan.key.dir(), planned);
     sources.retain(|source| !job.tools.task.is_refused(&source.path));
+    checked(job, sources, missing).await
+}
+
+/// Those that are there, as long as the log says.
+async fn checked(job: Job<'_>, sources: Vec<Source>, missing: &mut Vec<String>) -> Result<Vec<Source>, StoreError> {
     let checks: Vec<_> = sources
         .into_iter()
         .map(|source| async move {

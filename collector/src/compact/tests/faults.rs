@@ -90,6 +90,34 @@ async fn a_file_that_its_users_removed_is_named_and_blocks_nothing() {
     }
 }
 
+/// Erasure that meets a compaction: whenever it comes before the last look, what was erased is in no output.
+#[tokio::test]
+async fn what_users_delete_while_it_is_joined_does_not_come_back() {
+    const GONE: &str = "clickstream/event_date=2024-10-04/web-col-01.log.gz";
+    let run = async |after: u64| {
+        let mut bed = Bed::new().await;
+        for at in 0..4 {
+            bed.add(at, "log.gz", 9).await;
+        }
+        let faulty = Faulty::new(bed.store.clone(), after, Way::Erase(GONE));
+        let (left, store): (_, Arc<dyn Store>) = (faulty.left.clone(), Arc::new(faulty));
+        let compact = bed.run_on(&store, bed.plan().unwrap()).await.unwrap();
+        (after.wrapping_sub(left.load(Ordering::SeqCst)), compact, bed)
+    };
+    let (calls, whole, _) = run(u64::MAX / 2).await;
+    assert_eq!((whole.replaced.len(), whole.missing.len()), (4, 0));
+    // The last calls look at the inputs, the second of them at this one.
+    for after in 0..calls - 3 {
+        let (_, compact, mut bed) = run(after).await;
+        assert_eq!(compact.missing, [GONE], "after call {after} of {calls}");
+        assert!(!compact.replaced.contains(&GONE.to_owned()));
+        assert!(compact.files.iter().all(|file| file.events == 27), "after call {after} of {calls}: {compact:?}");
+        bed.commit(&compact).await;
+        assert_eq!(bed.events().await.len(), 27);
+        assert_eq!(bed.staged().await, [""; 0]);
+    }
+}
+
 #[tokio::test]
 async fn a_file_alone_with_missing_ones_stays_and_they_are_named() {
     let mut bed = Bed::new().await;

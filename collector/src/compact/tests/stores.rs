@@ -16,6 +16,8 @@ pub enum Way {
     LoseAnswer,
     /// It never returns.
     Hang,
+    /// It is carried out, and then users delete this file.
+    Erase(&'static str),
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +54,11 @@ impl Faulty {
                 Err(StoreError::Unanswered { op, path, detail })
             }
             Way::Hang => std::future::pending().await,
+            Way::Erase(gone) => {
+                let answer = call.await;
+                self.inner.delete(gone, false).await?;
+                answer
+            }
         }
     }
 }
