@@ -349,6 +349,8 @@ fn whoever_cleans_up_may_end_as_well() {
     let after_a_crash =
         (20..100).step_by(9).flat_map(|first| (3..40).step_by(4).map(move |second| story(first, second)));
     play_all(after_an_end.chain(after_a_crash));
+    let real = (20..100).step_by(13).flat_map(|first| (4..40).step_by(5).map(move |second| story(first, second)));
+    play_all(real.map(|story| Story { directory: true, ..story }));
 }
 
 /// Published files belong to their users: one is deleted before the compaction, the whole dataset after the seal.
