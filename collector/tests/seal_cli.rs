@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::Parser;
+use collector::cli::findings::Ended;
 use collector::cli::{Cli, execute};
 use collector::commit::solo::{Solo, read_only};
 use collector::log::view::PartitionKey;
@@ -182,6 +183,19 @@ async fn command(config: Option<&Path>, arguments: &[&str]) -> Result<String, St
     }
 }
 
+/// How the process ends, and what it says to standard error.
+async fn ends(config: &Path, arguments: &[&str]) -> (u8, String) {
+    let config = config.display().to_string();
+    let all = [&["catchment-collector"], arguments, &["--config", &config]].concat();
+    match execute(Cli::try_parse_from(all).unwrap(), |_| {}).await {
+        Ok(()) => (0, String::new()),
+        Err(error) => {
+            let ended: Ended = error.downcast().unwrap();
+            (ended.code, ended.message)
+        }
+    }
+}
+
 const NOW: [&str; 5] = ["now", "--dataset", "clicks", "--partition", "event_date=2026-11-18"];
 
 #[tokio::test]
@@ -340,6 +354,52 @@ async fn forget_takes_an_agent_out_until_its_next_record() {
     assert!(again.contains("sent nothing since"), "{again}");
     let status = place.seal(&["status"]).await.unwrap();
     assert!(status.contains("complete, not sealed yet"), "{status}");
+}
+
+#[tokio::test]
+async fn the_exit_code_tells_what_was_refused_from_what_could_not_be_looked_at() {
+    let place = Place::new().await;
+    place.seal(&["status"]).await.unwrap();
+    let config = place.dir.path().join("collector.toml");
+    let day = "event_date=2026-11-18";
+    for (wanted, arguments) in [
+        (0, vec!["seal", "status"]),
+        (0, vec!["seal", "forget", "web-2", "--dry-run"]),
+        (1, vec!["seal", "now", "--dataset", "clicks", "--partition", day]),
+        (1, vec!["seal", "now", "--dataset", "clicks", "--partition", "event_date=2001-01-01"]),
+        (1, vec!["seal", "forget", "web-9"]),
+        (1, vec!["seal", "abandon", "--agent", "web-9", "--origin", &"0".repeat(32), "--reason", "x"]),
+        (2, vec!["seal", "now", "--dataset", "views", "--partition", day]),
+        (2, vec!["seal", "status", "--dest", "file:///no/such/place"]),
+    ] {
+        assert_eq!(ends(&config, &arguments).await.0, wanted, "{arguments:?}");
+    }
+    // An inventory that is not on this machine is needed only by what judges partitions.
+    let text = std::fs::read_to_string(&config).unwrap();
+    let inventory = place.dir.path().join("agents");
+    std::fs::write(&config, format!("{text}[housekeeping]\ninventory = \"{}\"\n", inventory.display())).unwrap();
+    for arguments in [&["seal", "status"][..], &["seal", "now"]] {
+        let (code, said) = ends(&config, arguments).await;
+        assert!(code == 2 && said.contains(&format!("inventory {}", inventory.display())), "{code} {said}");
+    }
+    for arguments in [
+        &["log", "verify"][..],
+        &["log", "show"],
+        &["audit"],
+        &["deadletter", "show"],
+        &["quarantine", "show"],
+        &["seal", "forget", "web-2", "--dry-run"],
+    ] {
+        assert_eq!(ends(&config, arguments).await, (0, String::new()), "{arguments:?}");
+    }
+    std::fs::write(&inventory, "web-1\nweb-2\n").unwrap();
+    assert_eq!(ends(&config, &["seal", "status"]).await.0, 0);
+    // The log is damaged: nobody can say anything.
+    let commits = place.dir.path().join("logs/_catchment/commits");
+    for record in std::fs::read_dir(commits).unwrap() {
+        std::fs::write(record.unwrap().path(), "x").unwrap();
+    }
+    assert_eq!(ends(&config, &["seal", "status"]).await.0, 2);
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use std::future::Future;
 
 use serde::Serialize;
 
+use crate::commit::solo::SoloError;
+
 /// One thing that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -46,6 +48,19 @@ pub struct Ended {
     pub code: u8,
     /// For standard error; empty where standard output has said it.
     pub message: String,
+}
+
+/// What a command that acts was told not to do, or could not do to the end; the log itself is whole.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// Makes an end of a command that acts: 0 done, 1 refused or not finished, 2 could not look.
+pub async fn acted(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let Err(error) = work.await else { return Ok(()) };
+    let by_the_log = |error: &SoloError| matches!(error, SoloError::Refused(_) | SoloError::Unfinished { .. });
+    let refused = error.is::<Refused>() || error.downcast_ref().is_some_and(by_the_log);
+    Err(Ended { code: if refused { 1 } else { 2 }, message: format!("{error:#}") }.into())
 }
 
 /// Makes an end of what a tool answered: the number of its findings, or why it could not look.

@@ -7,7 +7,7 @@ mod now;
 mod status;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -16,6 +16,7 @@ use common::units::Span;
 use proto::ids::{AgentName, DatasetName, Origin, Partition};
 
 use super::DEFAULT_CONFIG;
+use super::findings::acted;
 use crate::commit::solo;
 use crate::config::Config;
 use crate::config::compaction::CompactionConfig;
@@ -150,15 +151,19 @@ pub struct How {
 
 /// Does it. `print` takes what is for standard output.
 pub async fn execute(command: &Command, config: Option<&Path>, print: impl Fn(&str)) -> anyhow::Result<()> {
+    acted(act(command, config, print)).await
+}
+
+async fn act(command: &Command, config: Option<&Path>, print: impl Fn(&str)) -> anyhow::Result<()> {
     match command {
         Command::Status(asked) => {
-            let site = Site::open(&asked.place, config)?;
+            let site = Site::open(&asked.place, config)?.with_inventory()?;
             let view = site.read().await?;
             let report = status::report(&site, &view, asked.dataset.as_ref(), asked.partition, site.now_unix_ms());
             print(&if asked.json { serde_json::to_string_pretty(&report)? } else { report.to_string() });
             Ok(())
         }
-        Command::Now(now) => now::now(Site::open(&now.place, config)?, now, print).await,
+        Command::Now(now) => now::now(Site::open(&now.place, config)?.with_inventory()?, now, print).await,
         Command::Forget(forget) => acts::forget(Site::open(&forget.place, config)?, forget, print).await,
         Command::Abandon(abandon) => acts::abandon(Site::open(&abandon.place, config)?, abandon, print).await,
     }
@@ -170,6 +175,8 @@ pub(super) struct Site {
     pub(super) store: Arc<dyn Store>,
     datasets: HashMap<DatasetName, Arc<DatasetConfig>>,
     inventory: Inventory,
+    /// Where it is, and whether it names all agents.
+    inventory_at: Option<(PathBuf, bool)>,
     /// A configuration was given.
     declared: bool,
     compaction: CompactionConfig,
@@ -201,6 +208,10 @@ impl Site {
             store,
             datasets: HashMap::new(),
             inventory: Inventory::default(),
+            inventory_at: config.as_ref().and_then(|config| {
+                let keeping = &config.housekeeping;
+                Some((keeping.inventory.clone()?, keeping.inventory_is_complete))
+            }),
             declared: config.is_some(),
             compaction: config.as_ref().map(|config| config.compaction.clone()).unwrap_or_default(),
             retention: config.as_ref().is_some_and(|config| {
@@ -211,16 +222,18 @@ impl Site {
         for dataset in config.iter().flat_map(|config| &config.datasets) {
             site.datasets.insert(DatasetName::new(&dataset.name)?, Arc::new(dataset.clone()));
         }
-        if let Some((path, is_complete)) = config.as_ref().and_then(|config| {
-            Some((config.housekeeping.inventory.as_ref()?, config.housekeeping.inventory_is_complete))
-        }) {
-            let text = std::fs::read_to_string(path).with_context(|| format!("inventory {}", path.display()))?;
-            site.inventory = Inventory::new(is_complete);
-            let names = inventory::parse(&text).with_context(|| format!("inventory {}", path.display()))?;
-            // Since when somebody is missing only the collectors know: here, for long enough.
-            site.inventory.update(names, site.now_unix_ms() - DEPARTED_AFTER_MS);
-        }
         Ok(site)
+    }
+
+    /// With the agents that are expected, for what judges partitions: nothing else needs the file, which may be missing here.
+    fn with_inventory(mut self) -> anyhow::Result<Self> {
+        let Some((path, is_complete)) = &self.inventory_at else { return Ok(self) };
+        let named = || format!("inventory {}", path.display());
+        let names = inventory::parse(&std::fs::read_to_string(path).with_context(named)?).with_context(named)?;
+        self.inventory = Inventory::new(*is_complete);
+        // Since when somebody is missing only the collectors know: here, for long enough.
+        self.inventory.update(names, self.now_unix_ms() - DEPARTED_AFTER_MS);
+        Ok(self)
     }
 
     /// A dataset that is declared, or is taken to be: `assumed` has its zone and lateness where no configuration is given.

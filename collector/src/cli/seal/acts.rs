@@ -8,6 +8,7 @@ use proto::wire;
 use proto::wire::commit_record::Action;
 use serde::Serialize;
 
+use super::super::findings::Refused;
 use super::{Abandon, Forget, How, Site, user};
 use crate::commit::solo::{Solo, System};
 use crate::log::View;
@@ -49,7 +50,7 @@ pub(super) async fn forget(site: Site, forget: &Forget, print: impl Fn(&str)) ->
     let view = site.read().await?;
     let said = match what_forget_does(&view, agent) {
         Ok(said) => said,
-        Err(refused) => bail!(refused),
+        Err(refused) => return Err(Refused(refused).into()),
     };
     if how.dry_run {
         return say(&Outcome { record: None, what: format!("would forget {said}") }, how, print);
@@ -95,7 +96,7 @@ pub(super) async fn abandon(site: Site, abandon: &Abandon, print: impl Fn(&str))
     let view = site.read().await?;
     let said = match what_abandon_does(&view, agent, origin, &seqs, site.now_unix_ms()) {
         Ok(said) => said,
-        Err(refused) => bail!(refused),
+        Err(refused) => return Err(Refused(refused).into()),
     };
     if how.dry_run {
         return say(&Outcome { record: None, what: format!("would abandon {said}") }, how, print);

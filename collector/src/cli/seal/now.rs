@@ -10,6 +10,7 @@ use proto::wire::commit_record::Action;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::super::findings::Refused;
 use super::acts::begin;
 use super::status::For;
 use super::{Now, Site, user};
@@ -104,9 +105,10 @@ pub(super) async fn now(mut site: Site, now: &Now, print: impl Fn(&str)) -> anyh
     let are = if left.len() == 1 { "is" } else { "are" };
     match left.join(", ") {
         left if left.is_empty() => Ok(()),
-        left => {
-            bail!("{left} {are} not sealed: the counts do not close. --incomplete seals all the same, as _INCOMPLETE")
-        }
+        left => Err(Refused(format!(
+            "{left} {are} not sealed: the counts do not close. --incomplete seals all the same, as _INCOMPLETE"
+        ))
+        .into()),
     }
 }
 
@@ -187,7 +189,7 @@ async fn one(
             outcome.what = format!("{key}: {gaps}");
             return Ok(outcome);
         }
-        Err(refused) => bail!(refused),
+        Err(refused) => return Err(Refused(refused).into()),
     };
     outcome.missing = waits.iter().map(For::from).collect();
     outcome.sealed = true;
@@ -255,7 +257,9 @@ async fn seal_by(tool: &mut Tool, site: &Site, key: &PartitionKey, now: &Now, by
 async fn finish_files(solo: &Solo, key: &PartitionKey) -> anyhow::Result<()> {
     match solo.finish_files(key).await {
         Ok(()) => Ok(()),
-        Err(reason) => bail!("{key} is not sealed: {reason}; try again when its collector has finished"),
+        Err(reason) => {
+            Err(Refused(format!("{key} is not sealed: {reason}; try again when its collector has finished")).into())
+        }
     }
 }
 
