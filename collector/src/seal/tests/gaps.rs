@@ -106,6 +106,8 @@ fn what_stays_in_every_checkpoint_is_small() {
     };
     let of_a_count = row.encoded_len();
     let of_a_gap = sealed(&silent()).seal.gaps[0].encoded_len() + 2;
-    println!("run and agent {of_a_run}, seal {of_a_seal}, count {of_a_count}, gap {of_a_gap}");
-    assert!(of_a_run < 150 && of_a_seal < 100 && of_a_count < 100 && of_a_gap < 80);
+    assert!(
+        of_a_run < 120 && of_a_seal < 80 && of_a_count < 80 && of_a_gap < 80,
+        "run and agent {of_a_run}, seal {of_a_seal}, count {of_a_count}, gap {of_a_gap}"
+    );
 }
