@@ -549,6 +549,21 @@ fn an_unfinished_write_at_the_end_is_no_damage() {
     assert_eq!(held(dir), built.held);
 }
 
+#[test]
+fn a_last_record_that_claims_to_be_whole_is_kept_and_named_by_a_start() {
+    let mut built = build();
+    let dir = built.dir.path();
+    let (_, path) = segments(dir).pop().unwrap();
+    flip(&path, fs::metadata(&path).unwrap().len() - 5);
+    assert_eq!(start(dir), 1);
+    let (code, findings) = check(dir);
+    assert_eq!((code, kinds(&findings)), (FOUND, vec!["set_aside", "torn_tail"]));
+    assert_eq!((findings[1]["agent"].as_str(), findings[1]["seq"].as_u64()), (Some("web-2"), Some(29)));
+    assert_eq!(seqs_lost(&repair(dir)), BTreeSet::from([("web-2".to_owned(), 29)]));
+    built.held.remove(&id(2, 29));
+    assert_eq!(held(dir), built.held);
+}
+
 /// A directory can be opened and none of its bytes can be read, like a file on a disk that fails.
 #[test]
 fn a_segment_that_can_be_opened_and_not_read_is_set_aside_by_a_start_and_by_a_repair() {

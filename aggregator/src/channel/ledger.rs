@@ -13,6 +13,7 @@ use proto::ids::{AgentName, BatchId, Origin};
 use super::bitmap::Bitmap;
 use super::refusals::Refusal;
 use super::rows::{self, OriginRow};
+use super::state::OriginKey;
 
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const SEGMENT_BYTES: usize = 512 * 1024;
@@ -152,6 +153,30 @@ impl Ledger {
             }
         }
         if changes.is_empty() { Ok(()) } else { self.apply(changes) }
+    }
+
+    /// Removes origins and refusals not changed since `oldest_unix_ms`, but for origins that are `held`. How many rows.
+    pub fn sweep_old(&self, held: impl Fn(&OriginKey) -> bool, oldest_unix_ms: u64) -> Result<usize, LedgerError> {
+        let mut changes = Changes::default();
+        for tag in [rows::ORIGIN, rows::REFUSED] {
+            let found = self.db.iter().flat_map(|db| db.scan_prefix([tag])).filter_map(Result::ok);
+            for (key, value) in found {
+                let changed = match tag {
+                    rows::ORIGIN => rows::read_origin(&value).map(|row| row.updated_unix_ms),
+                    _ => rows::read_refused(&value).map(|row| row.unix_ms),
+                };
+                let kept = changed.is_some_and(|at| at >= oldest_unix_ms)
+                    || rows::origin_of(&key).is_some_and(|key| held(&key));
+                if !kept {
+                    changes.remove(key.to_vec());
+                }
+            }
+        }
+        let count = changes.count;
+        if count > 0 {
+            self.apply(changes)?;
+        }
+        Ok(count)
     }
 
     /// A read error counts as a missing row.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use proto::ids::{AgentName, Origin};
+use proto::ids::AgentName;
 
 use super::bitmap::Bitmap;
 use super::ledger::Ledger;
@@ -83,7 +83,7 @@ fn rows_of(ledger: &Ledger) -> Result<Rows, String> {
             Some(&rows::SEGMENT) => rows::segment_of(&key).map(|id| {
                 found.segments.insert(id, whole_bitmap(&value));
             }),
-            Some(&rows::ORIGIN) => origin_of(&key).zip(rows::read_origin(&value)).map(|(key, row)| {
+            Some(&rows::ORIGIN) => rows::origin_of(&key).zip(rows::read_origin(&value)).map(|(key, row)| {
                 found.origins.insert(key, row);
             }),
             Some(&rows::AGENT) => agent_of(&key).zip(rows::read_number(&value)).map(|(agent, bytes)| {
@@ -101,12 +101,6 @@ fn rows_of(ledger: &Ledger) -> Result<Rows, String> {
 fn whole_bitmap(value: &[u8]) -> Option<Bitmap> {
     let len = u32::from_le_bytes(value.get(1..5)?.try_into().ok()?);
     rows::read_bitmap(value, len)
-}
-
-fn origin_of(key: &[u8]) -> Option<OriginKey> {
-    let (&len, rest) = key.strip_prefix(&[rows::ORIGIN])?.split_first()?;
-    let (agent, origin) = rest.split_at_checked(usize::from(len))?;
-    Some((name(agent)?, Origin::from_bytes(origin).ok()?))
 }
 
 fn agent_of(key: &[u8]) -> Option<AgentName> {

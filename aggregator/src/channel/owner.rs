@@ -22,6 +22,7 @@ use super::recover::{self, Opened};
 use super::refusals::Refusal;
 use super::state::Admission;
 use super::unreadable::Unreadable;
+use super::upkeep::SWEEP_EVERY;
 use super::{
     AppendAnswer, AppendJob, Appended, ChannelError, ChannelEvent, ChannelOptions, ChannelStats, Command, Location,
     MAX_SEGMENT_BATCHES, ProgressAnswer, Refused, SyncObserver,
@@ -55,6 +56,7 @@ pub struct Owner {
     on_sync: SyncObserver,
     started: Instant,
     next_tick: Instant,
+    pub(super) next_sweep: Instant,
 }
 
 impl Owner {
@@ -86,6 +88,7 @@ impl Owner {
             on_sync,
             started: now,
             next_tick: now,
+            next_sweep: now + SWEEP_EVERY,
         };
         owner.begin(opened);
         Ok(owner)
@@ -123,6 +126,8 @@ impl Owner {
         if let Some((id, _)) = self.opened.as_ref().and_then(|opened| opened.log.active()) {
             self.seal(id)?;
         }
+        // The row first: without it an unlinked segment would look like one that was lost.
+        self.write_ledger();
         self.unlink_finished()
     }
 
@@ -452,6 +457,6 @@ fn size(command: &Command) -> usize {
     }
 }
 
-fn unix_ms() -> u64 {
+pub(super) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -26,7 +26,7 @@ use super::state::{OriginKey, Segment, State};
 use super::{ChannelError, ChannelOptions, ChannelStats, Location};
 
 /// Origins not heard of for this long are dropped from the ledger.
-const ORIGIN_AGE_MS: u64 = 31 * 24 * 3600 * 1000;
+pub const ORIGIN_AGE_MS: u64 = 31 * 24 * 3600 * 1000;
 const MAX_RECORD_BYTES: u64 = proto::MAX_MESSAGE_BYTES as u64 + 1024;
 
 /// The opened parts.

@@ -63,6 +63,13 @@ pub fn origin_key(agent: &AgentName, origin: Origin) -> Vec<u8> {
     key
 }
 
+/// The origin behind such a key.
+pub fn origin_of(key: &[u8]) -> Option<(AgentName, Origin)> {
+    let (&len, rest) = key.strip_prefix(&[ORIGIN])?.split_first()?;
+    let (agent, origin) = rest.split_at_checked(usize::from(len))?;
+    Some((AgentName::new(std::str::from_utf8(agent).ok()?).ok()?, Origin::from_bytes(origin).ok()?))
+}
+
 /// Key of an agent.
 pub fn agent_key(agent: &AgentName) -> Vec<u8> {
     let mut key = vec![AGENT];

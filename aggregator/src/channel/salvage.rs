@@ -66,11 +66,13 @@ pub fn before_open(data_dir: &Path) -> Result<Vec<Damage>, ChannelError> {
     Ok(found)
 }
 
-/// What a crash leaves: a write that nobody was told is stored, or a seal that was not finished. A segment that ends with
+/// What a crash leaves: a write that nobody was told is stored (a record that claims to be whole may be another thing:
+/// damage to what was acknowledged), or a seal that was not finished. A segment that ends with
 /// a whole record although a newer one exists was being written anew by a start that did not come to its end.
 fn is_usual(finding: &Finding) -> bool {
     match finding.kind {
-        Kind::TornTail | Kind::Trailer => true,
+        Kind::TornTail => finding.agent.is_none(),
+        Kind::Trailer => true,
         Kind::CutShort => finding.bytes == Some(0),
         _ => false,
     }

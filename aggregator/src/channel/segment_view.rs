@@ -307,6 +307,8 @@ fn ending(place: &Place<'_>, survey: &Survey) -> Option<Finding> {
         }
         // Left by a start that made a newer one; it goes by itself.
         Seal::None if survey.bytes <= EMPTY_BYTES => None,
+        // It is being written anew by a process that starts.
+        Seal::None if place.moving && survey.end >= survey.bytes => None,
         Seal::None if !place.newest => {
             let (claim, first) = claims(place, survey);
             let what = format!("the segment has no footer though a newer one exists: its end is missing{claim}");

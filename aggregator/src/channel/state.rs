@@ -118,6 +118,8 @@ pub struct State {
     broken_dirty: HashSet<BatchId>,
     /// Where a batch went that was copied out of a pinned segment.
     moved: HashMap<Location, Location>,
+    /// Segments that went since the last call of [`State::take_changes`].
+    gone: Vec<u64>,
     held_batches: u64,
     held_bytes: u64,
 }
@@ -134,6 +136,7 @@ impl State {
             broken,
             broken_dirty: HashSet::new(),
             moved: HashMap::new(),
+            gone: Vec::new(),
             held_batches: 0,
             held_bytes: 0,
         }
@@ -396,6 +399,9 @@ impl State {
                 changes.put(rows::segment_key(*id), rows::bitmap_value(&segment.answered));
             }
         }
+        for id in self.gone.drain(..) {
+            changes.remove(rows::segment_key(id));
+        }
         for ((agent, origin), state) in &mut self.origins {
             if std::mem::take(&mut state.dirty) {
                 changes.put(rows::origin_key(agent, *origin), rows::origin_value(&state.row));
@@ -450,9 +456,11 @@ impl State {
         self.segments.iter().find(|(_, segment)| pinned(segment)).map(|(&id, _)| id)
     }
 
-    /// The segment's file is gone.
+    /// The segment's file is gone. Its row goes with the next changes; one that stays behind is dropped by a start.
     pub fn remove(&mut self, id: u64) {
-        self.segments.remove(&id);
+        if self.segments.remove(&id).is_some() {
+            self.gone.push(id);
+        }
         let segments = &self.segments;
         let alive = |to: &Location| segments.get(&to.segment).is_some_and(|s| !s.answered.get(to.ordinal));
         let passed: HashSet<Location> = self.moved.keys().copied().collect();

@@ -397,3 +397,45 @@ fn a_repair_loses_the_one_record_that_cannot_be_read_and_holds_the_lock_while_it
     held.sort_unstable();
     assert_eq!(held, [1, 2, 3, 5, 6, 7, 8, 9, 10]);
 }
+
+fn segment_rows(bench: &Bench) -> Vec<u64> {
+    let rows = bench.owner.opened.as_ref().unwrap().ledger.rows();
+    rows.filter_map(|row| rows::segment_of(&row.unwrap().0)).collect()
+}
+
+#[test]
+fn the_ledger_has_no_rows_of_segments_that_are_gone_nor_of_origins_that_are_long_gone() {
+    let mut bench = Bench::new(1 << 30, 32 << 10);
+    for seq in 1..=200 {
+        assert_eq!(bench.append("a", seq, 3000), Appended::Durable);
+        if seq > 5 {
+            bench.release("a", seq - 5);
+        }
+        if seq % 8 == 0 {
+            bench.tick();
+        }
+    }
+    bench.tick();
+    bench.tick();
+    let state = &bench.owner.opened.as_ref().unwrap().state;
+    assert!(bench.counts.len() > 15, "many came");
+    let there: Vec<u64> = state.segments().map(|(id, _)| id).collect();
+    assert!(there.len() < 5, "and went");
+    assert!(segment_rows(&bench).iter().all(|id| there.contains(id)), "{:?} {there:?}", segment_rows(&bench));
+    // One origin of old and one that is held: only the first goes, when its time has come.
+    let old = AgentName::new("old").unwrap();
+    let mut changes = ledger::Changes::default();
+    for (agent, origin) in [(&old, Origin([9; 16])), (&id("a", 1).agent, Origin([1; 16]))] {
+        changes.put(rows::origin_key(agent, origin), rows::origin_value(&rows::OriginRow::default()));
+    }
+    bench.owner.opened.as_ref().unwrap().ledger.apply(changes).unwrap();
+    let known = |bench: &Bench, agent: &AgentName, origin| {
+        bench.owner.opened.as_ref().unwrap().ledger.origin(agent, Origin([origin; 16])).is_some()
+    };
+    bench.tick();
+    assert!(known(&bench, &old, 9), "not at every tick");
+    bench.owner.next_sweep = Instant::now();
+    bench.tick();
+    assert!(!known(&bench, &old, 9) && known(&bench, &id("a", 1).agent, 1));
+    assert!(bench.owner.next_sweep > Instant::now(), "and then tomorrow");
+}

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use common::record_log::{LogError, ReadError, RecordAt};
 
-use super::owner::Owner;
+use super::owner::{Owner, unix_ms};
 use super::{ChannelEvent, Location, recover};
 
 /// Bytes of an active segment whose batches are all answered, from which it is given up although batches still come.
 const IDLE_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// How often rows of old origins are looked for.
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How long nothing was appended to or answered in an active segment before it is given up when all is answered.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
@@ -30,6 +32,10 @@ impl Owner {
         }
         self.look_at_disk();
         self.write_ledger();
+        if Instant::now() >= self.next_sweep {
+            self.next_sweep = Instant::now() + SWEEP_EVERY;
+            self.sweep_ledger();
+        }
         if let Err(error) = self.drop_finished() {
             return self.fail(&error);
         }
@@ -46,8 +52,20 @@ impl Owner {
         }
     }
 
+    /// Rows of origins that are long gone. A start drops them too, but a process may run for a year.
+    fn sweep_ledger(&mut self) {
+        let Some(opened) = &self.opened else { return };
+        let oldest = unix_ms().saturating_sub(recover::ORIGIN_AGE_MS);
+        let state = &opened.state;
+        match opened.ledger.sweep_old(|key| state.held(key).is_some_and(|held| !held.is_empty()), oldest) {
+            Ok(rows) => tracing::debug!(rows, "rows of old origins were dropped from the ledger"),
+            // The next write of the ledger meets the same error, and deals with it.
+            Err(error) => tracing::warn!(%error, "rows of old origins stay in the ledger"),
+        }
+    }
+
     /// One batch of rows, made durable. On failure the reserve is given up and the ledger opened anew, whole.
-    fn write_ledger(&mut self) {
+    pub(super) fn write_ledger(&mut self) {
         let Some(opened) = &mut self.opened else { return };
         let changes = opened.state.take_changes();
         if changes.is_empty() {
