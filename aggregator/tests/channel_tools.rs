@@ -5,6 +5,7 @@ mod fakes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -775,6 +776,34 @@ fn an_export_gives_exact_payloads_and_says_what_it_left_out() {
 }
 
 #[test]
+fn an_export_of_a_batch_that_lies_in_two_segments_goes_on_to_the_end() {
+    let built = build();
+    let dir = built.dir.path();
+    let (_, path) = segments(dir).pop().unwrap();
+    // As a start leaves it that was killed between writing a segment anew and unlinking it.
+    let kept = fs::read(&path).unwrap();
+    start(dir);
+    fs::write(&path, kept).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let out = to.path().join("out");
+    let (agent, dataset) = (None, None);
+    let (code, report) = tool(Tool::Export { at: at(dir), to: out.clone(), agent, dataset, all: true, held: false });
+    assert_eq!(code, FOUND, "the copy is found: {report}");
+    let lines = fs::read_to_string(out.join("index.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() > 60, "both copies have a line");
+    let mut ids = BTreeSet::new();
+    for line in &lines {
+        let id = id(line["agent"].as_str().unwrap()[4..].parse().unwrap(), line["seq"].as_u64().unwrap());
+        if let Some(file) = line["file"].as_str() {
+            assert_eq!(fs::read(out.join(file)).unwrap(), payload(&id));
+        }
+        ids.insert(id);
+    }
+    assert_eq!((ids.len(), report["files"].as_u64()), (60, Some(58)), "all; opens have no file");
+}
+
+#[test]
 fn what_is_no_channel_is_said() {
     let dir = tempfile::tempdir().unwrap();
     for tool_of in [Tool::Check { at: at(dir.path()) }, Tool::Status { at: at(dir.path()) }] {
@@ -819,5 +848,87 @@ async fn after_a_repair_the_aggregator_delivers_the_rest_and_the_agent_gives_wha
     let (header, payload) = batch(fakes::origin(1), 7, b"event 7 of the run\n");
     agent.append(header, payload).await;
     eventually("what was lost here is committed too", || again.seen.lock().unwrap().committed.len() == 20).await;
+    running.stop().await;
+}
+
+/// An admin endpoint that gives these answers, and the configuration that names it.
+fn admin(dir: &Path, status: Value, channel: &'static str) -> PathBuf {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = std::io::BufReader::new(stream.unwrap());
+            let mut asked = String::new();
+            stream.read_line(&mut asked).unwrap();
+            let mut line = String::new();
+            while stream.read_line(&mut line).unwrap() > 2 {
+                line.clear();
+            }
+            let body = if asked.contains("/channel") { channel.to_owned() } else { status.to_string() };
+            write!(stream.get_mut(), "HTTP/1.1 200 OK\r\n\r\n{body}").unwrap();
+        }
+    });
+    write_config(dir, at)
+}
+
+fn write_config(dir: &Path, admin: std::net::SocketAddr) -> PathBuf {
+    let config = dir.join("aggregator.toml");
+    let text = format!(
+        "name = \"agg-1\"\nlisten = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n[collectors]\npeers = [\"127.0.0.1:9\"]\n\
+         [admin]\nlisten = \"{admin}\"\n",
+        dir.display()
+    );
+    fs::write(&config, text).unwrap();
+    config
+}
+
+/// Of the process that a configuration names: JSON, text, and the code of both.
+fn status_of(config: &Path) -> (u8, Value, String) {
+    let mut told = Vec::new();
+    let code = execute(Tool::Status { at: At { data_dir: None, json: true } }, config, &mut told);
+    let mut text = Vec::new();
+    let again = execute(Tool::Status { at: At::default() }, config, &mut text);
+    assert_eq!(code, again);
+    (code, serde_json::from_slice(&told).unwrap(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_status_says_that_the_storage_of_the_process_it_asked_has_failed() {
+    let built = build();
+    let running = Open::at(built.dir.path());
+    let status = serde_json::json!({
+        "storage_failed": true, "corruptions": 2, "given_up_batches": 3, "collectors": [], "held_batches": 0
+    });
+    let (code, report, text) = status_of(&admin(built.dir.path(), status, "null"));
+    assert_eq!((code, report["source"].as_str()), (FOUND, Some("directory")), "it does not know what it holds");
+    assert_eq!(report["running"]["storage_failed"], true);
+    assert_eq!(report["findings"], 3);
+    for said in ["its storage has failed", "2 damaged places", "3 batches could not be read back", "was asked"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    assert!(!text.contains("was not asked"), "{text}");
+    running.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_of_a_running_aggregator_has_what_it_found_wrong() {
+    let built = tokio::task::block_in_place(build);
+    let (_, path) = segments(built.dir.path()).pop().unwrap();
+    let collector = Collector::start(Script::Stage).await;
+    let config = fakes::config(built.dir.path(), &[collector.at]);
+    let sound = fakes::start(&config).await;
+    let (code, report, text) = tokio::task::block_in_place(|| status_of(&write_config(built.dir.path(), sound.admin)));
+    assert_eq!((code, report["source"].as_str(), &report["findings"]), (CLEAN, Some("process"), &Value::from(0)));
+    assert!(!text.contains("damaged"), "{text}");
+    sound.stop().await;
+
+    let built = tokio::task::block_in_place(build);
+    flip(&built.dir.path().join("seg").join(path.file_name().unwrap()), 20 + 9);
+    let running = fakes::start(&fakes::config(built.dir.path(), &[collector.at])).await;
+    let (code, report, text) =
+        tokio::task::block_in_place(|| status_of(&write_config(built.dir.path(), running.admin)));
+    assert_eq!((code, report["source"].as_str()), (FOUND, Some("process")));
+    assert_eq!((&report["running"]["corruptions"], &report["findings"]), (&Value::from(1), &Value::from(1)));
+    assert!(text.contains("1 damaged places were found since it started"), "{text}");
     running.stop().await;
 }

@@ -1,6 +1,7 @@
 //! Writes batches out of a channel into files of their own, without changing the channel: each payload exactly as it is
 //! stored, one complete frame, with a line of JSON that says what it is.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::record_log::{ReadError, RecordAt, RecordReader};
 use proto::header::Header;
-use proto::ids::{AgentName, DatasetName};
+use proto::ids::{AgentName, BatchId, DatasetName};
 use proto::wire::Codec;
 use serde::Serialize;
 
@@ -83,7 +84,7 @@ pub struct Line {
     pub segment: String,
     /// Where its record begins there.
     pub offset: u64,
-    /// The file of the payload; absent where there is none.
+    /// The file of the payload; absent where there is none. Copies of one batch name the same file.
     pub file: Option<String>,
 }
 
@@ -114,6 +115,8 @@ pub fn export(survey: &ChannelSurvey, selection: &Selection, to: &Path) -> Resul
     let mut index = BufWriter::new(create(&index_path).map_err(failed(&index_path))?);
     let reader = RecordReader::new(survey.dir.join("seg"));
     let mut done = Exported::default();
+    // A batch may lie in two segments: its file is written once.
+    let mut written: HashMap<BatchId, String> = HashMap::new();
     for view in &survey.segments {
         for ordinal in 0..view.index.entries.len() as u32 {
             if !selected(survey, view, ordinal, selection) {
@@ -121,13 +124,20 @@ pub fn export(survey: &ChannelSurvey, selection: &Selection, to: &Path) -> Resul
             }
             let Some((mut line, payload)) = read(survey, view, ordinal, &reader) else { continue };
             if let Some(payload) = payload.filter(|payload| !payload.is_empty()) {
-                let name = format!("{}/{}-{}.{}", line.agent, line.origin, line.seq, ending(line.codec.as_deref()));
-                let path = to.join(&name);
-                path.parent().map_or(Ok(()), make_dir).map_err(failed(&path))?;
-                create(&path).and_then(|mut file| file.write_all(&payload)).map_err(failed(&path))?;
-                done.files += 1;
-                done.bytes += payload.len() as u64;
-                line.file = Some(name);
+                let id = view.index.id(ordinal);
+                line.file = match written.get(&id) {
+                    Some(name) => Some(name.clone()),
+                    None => {
+                        let name = file_name(&line);
+                        let path = to.join(&name);
+                        path.parent().map_or(Ok(()), make_dir).map_err(failed(&path))?;
+                        create(&path).and_then(|mut file| file.write_all(&payload)).map_err(failed(&path))?;
+                        done.files += 1;
+                        done.bytes += payload.len() as u64;
+                        written.insert(id, name.clone());
+                        Some(name)
+                    }
+                };
             }
             done.skipped += u64::from(line.crc != "good");
             done.batches += 1;
@@ -218,6 +228,10 @@ fn describe_header(line: &mut Line, header: &Header) {
         line.min_event_time_us = Some(data.wire.min_event_time_us);
         line.max_event_time_us = Some(data.wire.max_event_time_us);
     }
+}
+
+fn file_name(line: &Line) -> String {
+    format!("{}/{}-{}.{}", line.agent, line.origin, line.seq, ending(line.codec.as_deref()))
 }
 
 fn ending(codec: Option<&str>) -> &'static str {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use common::record_log::{RecordAt, RecordReader};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{CLEAN, FOUND, Target, batches, print, size, utc};
@@ -33,8 +33,46 @@ struct Report {
     /// What is on its way to each collector; absent when no process was asked.
     collectors: Option<Value>,
     disk: Disk,
-    /// Things that `channel check` explains.
+    /// What the process says of its own troubles; absent when none was asked.
+    running: Option<Running>,
+    /// Things that are wrong: those of `running`, and those that `channel check` explains.
     findings: usize,
+}
+
+/// Out of `/status` of the process.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Running {
+    /// Nothing is acknowledged until it is opened again.
+    storage_failed: bool,
+    /// Damaged places found since its start.
+    corruptions: u64,
+    /// Batches that could not be read back, since its start.
+    given_up_batches: u64,
+}
+
+impl Running {
+    fn troubles(self) -> usize {
+        usize::from(self.storage_failed) + usize::from(self.corruptions > 0) + usize::from(self.given_up_batches > 0)
+    }
+
+    fn text(self, out: &mut dyn Write) -> anyhow::Result<()> {
+        let Self { storage_failed, corruptions, given_up_batches } = self;
+        if storage_failed {
+            writeln!(
+                out,
+                "its storage has failed: nothing is acknowledged until it could be opened again, which is tried every 5 s; \
+                 the log says why"
+            )?;
+        }
+        if corruptions > 0 {
+            writeln!(out, "{corruptions} damaged places were found since it started: `channel check` names them")?;
+        }
+        if given_up_batches > 0 {
+            let given_up = batches(given_up_batches);
+            writeln!(out, "{given_up} could not be read back since it started and were given up: the log names them")?;
+        }
+        Ok(())
+    }
 }
 
 /// Of the oldest held batch.
@@ -62,8 +100,9 @@ struct Disk {
 /// Asks, or looks, and tells.
 pub fn status(target: &Target, json: bool, out: &mut dyn Write) -> anyhow::Result<u8> {
     let report = match asked(target)? {
-        Some(report) => report,
-        None => looked(target)?,
+        Some(Told { channel: Some(channel), running, collectors }) => told(target, channel, running, collectors),
+        Some(Told { channel: None, running, .. }) => looked(target, Some(running))?,
+        None => looked(target, None)?,
     };
     if json {
         print(out, &report)?;
@@ -73,26 +112,45 @@ pub fn status(target: &Target, json: bool, out: &mut dyn Write) -> anyhow::Resul
     Ok(if report.findings == 0 { CLEAN } else { FOUND })
 }
 
+/// What a process answered.
+struct Told {
+    /// None: its storage has failed, so that it does not know.
+    channel: Option<Description>,
+    running: Running,
+    collectors: Option<Value>,
+}
+
 /// None: no process answers.
-fn asked(target: &Target) -> anyhow::Result<Option<Report>> {
+fn asked(target: &Target) -> anyhow::Result<Option<Told>> {
     let Some(config) = &target.config else { return Ok(None) };
-    let Ok(described) = request(config.admin.listen, "GET", "/channel") else { return Ok(None) };
-    let Some(channel) = serde_json::from_str::<Option<Description>>(&described)? else { return Ok(None) };
-    let status: Value = serde_json::from_str(&request(config.admin.listen, "GET", "/status")?)?;
-    Ok(Some(Report {
+    let Ok(status) = request(config.admin.listen, "GET", "/status") else { return Ok(None) };
+    let mut status: Value = serde_json::from_str(&status)?;
+    let collectors = status.get_mut("collectors").map(Value::take);
+    let running: Running = serde_json::from_value(status)?;
+    let channel = match request(config.admin.listen, "GET", "/channel") {
+        Ok(described) => serde_json::from_str(&described)?,
+        // It ended in between, or its owner hangs on the disk.
+        Err(_) => None,
+    };
+    Ok(Some(Told { channel, running, collectors }))
+}
+
+fn told(target: &Target, channel: Description, running: Running, collectors: Option<Value>) -> Report {
+    Report {
         source: "process",
         data_dir: target.data_dir.clone(),
         process: DirLock::holder(&target.data_dir).ok().flatten(),
         answers_known: true,
         oldest_events: channel.oldest.as_ref().and_then(|oldest| events(&target.data_dir, oldest)),
         channel,
-        collectors: status.get("collectors").cloned(),
+        collectors,
         disk: disk(target),
-        findings: 0,
-    }))
+        findings: running.troubles(),
+        running: Some(running),
+    }
 }
 
-fn looked(target: &Target) -> anyhow::Result<Report> {
+fn looked(target: &Target, running: Option<Running>) -> anyhow::Result<Report> {
     let survey = ChannelSurvey::of(&target.data_dir, Depth::Footers)?;
     let channel = survey.describe();
     Ok(Report {
@@ -104,7 +162,8 @@ fn looked(target: &Target) -> anyhow::Result<Report> {
         channel,
         collectors: None,
         disk: disk(target),
-        findings: survey.findings.len(),
+        findings: survey.findings.len() + running.map_or(0, Running::troubles),
+        running,
     })
 }
 
@@ -139,10 +198,16 @@ fn text(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     let process = report.process.as_deref();
     match (report.source, process) {
         ("process", _) => writeln!(out, "{dir}: as the running aggregator says")?,
+        _ if report.running.is_some() => {
+            writeln!(out, "{dir}: as its files say; the running aggregator was asked, and cannot say what it holds")?
+        }
         (_, Some(process)) => {
             writeln!(out, "{dir}: as its files say; process {process} has it open and was not asked")?
         }
         _ => writeln!(out, "{dir}: as its files say; no aggregator has it open")?,
+    }
+    if let Some(running) = report.running {
+        running.text(out)?;
     }
     if !report.answers_known {
         writeln!(out, "the ledger cannot be read: what was answered is not known, everything counts as held")?;
@@ -172,8 +237,9 @@ fn text(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
         disk.free_bytes.map_or_else(|| "unknown".into(), size),
         disk.max_bytes.map_or_else(|| "not known without --config".into(), size),
     )?;
-    if report.findings > 0 {
-        writeln!(out, "{} things are wrong here: `channel check` names them", report.findings)?;
+    let in_files = report.findings - report.running.map_or(0, Running::troubles);
+    if in_files > 0 {
+        writeln!(out, "{in_files} things are wrong here: `channel check` names them")?;
     }
     Ok(())
 }
