@@ -1,18 +1,20 @@
-//! The independent judge: from what the agents wrote and what the log covers, record by record, it says when each
-//! partition may be sealed, and compares. It shares no code with the rule of the seal nor with the view of the log.
+//! The independent judge: from the lines that were written, what the agents sent and what the log covers, record by
+//! record, it says when each partition may be sealed, and compares. It shares no code with the rule of the seal, with the
+//! view of the log, nor with what an agent decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
 
+use proto::header::Kind;
 use proto::ids::{BatchId, Origin, Partition};
 use proto::intervals::IntervalSet;
 use proto::record::{decode_record, number_name};
-use proto::wire::batch_header::Kind;
 use proto::wire::commit_record::Action;
 use proto::wire::{self, GapReason};
 
-use crate::agents::{Batch, DAY, HOUR, MINUTE, Part};
+use crate::aggregator::{Batch, Open};
+use crate::lines::Lines;
+use crate::part::{DAY, HOUR, HOURLY, MINUTE, Part};
 
 pub const LATENESS: i64 = 4 * HOUR;
 pub const INCOMPLETE_AFTER: i64 = 4 * HOUR;
@@ -21,17 +23,38 @@ const LOAD_SETTLES: i64 = 30 * MINUTE;
 const FOREVER: i64 = i64::MAX;
 const NEVER: i64 = i64::MIN;
 
-#[derive(Debug, Default)]
+/// What a batch says. Nothing of the batch itself is kept: whatever the judge holds is its own.
+#[derive(Debug, Clone)]
+enum Said {
+    Open(Open),
+    /// Numbers of its lines.
+    Data(Part, Vec<usize>),
+    /// T.
+    Mark(i64),
+    Close {
+        left: bool,
+        at: i64,
+    },
+}
+
+#[derive(Debug, Clone, Default)]
 struct Run {
     seqs: IntervalSet,
-    open: Option<wire::Open>,
-    close: Option<(u64, bool)>,
+    open: Option<Open>,
+    close: Option<Close>,
     /// Seq and T.
     marks: Vec<(u64, i64)>,
     abandoned: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy)]
+struct Close {
+    seq: u64,
+    left: bool,
+    at: i64,
+}
+
+#[derive(Debug, Clone, Default)]
 struct Who {
     runs: BTreeMap<Origin, Run>,
     forgotten: bool,
@@ -48,7 +71,7 @@ pub struct Sealed {
     pub after_minutes: i64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Place {
     pub due: i64,
     start: i64,
@@ -93,10 +116,15 @@ impl Place {
     }
 }
 
+/// See the module.
+#[derive(Debug, Clone)]
 pub struct Oracle {
     root: PathBuf,
     pub next: u64,
-    truth: HashMap<BatchId, Arc<Batch>>,
+    pub lines: Lines,
+    /// Agents that may send a line again: an older copy of their state was put in the place of the newer.
+    pub repeats: BTreeSet<String>,
+    truth: HashMap<BatchId, Said>,
     pub covered: HashMap<BatchId, u64>,
     who: BTreeMap<String, Who>,
     pub places: BTreeMap<Part, Place>,
@@ -118,6 +146,8 @@ impl Oracle {
         Self {
             root,
             next: 0,
+            lines: Lines::default(),
+            repeats: BTreeSet::new(),
             truth: HashMap::new(),
             covered: HashMap::new(),
             who: BTreeMap::new(),
@@ -131,9 +161,36 @@ impl Oracle {
         }
     }
 
-    /// An agent wrote it.
-    pub fn wrote(&mut self, batch: &Arc<Batch>) {
-        assert!(self.truth.insert(batch.id.clone(), Arc::clone(batch)).is_none());
+    /// An agent sent it.
+    pub fn sent(&mut self, batch: &Batch) {
+        let id = batch.id.clone();
+        let said = match &batch.header.kind {
+            Kind::Open(open) => Said::Open(Open::of(id.origin, open)),
+            Kind::Data(data) => {
+                let lines: Vec<usize> = std::str::from_utf8(&batch.payload)
+                    .unwrap()
+                    .lines()
+                    .map(|line| self.lines.number(line.strip_suffix('\r').unwrap_or(line)))
+                    .collect();
+                let part = Part { dataset: data.dataset.to_string(), partition: data.partition };
+                for number in &lines {
+                    let line = &self.lines.all[*number];
+                    assert_eq!(
+                        (&*line.agent, line.part()),
+                        (id.agent.as_str(), part.clone()),
+                        "{id}: a line of another"
+                    );
+                    self.lines.sent(*number, id.origin);
+                }
+                assert_eq!(data.wire.events, lines.len() as u64, "{id}: events");
+                assert!(!data.wire.dead_letters, "{id}: nothing here is a dead letter");
+                Said::Data(part, lines)
+            }
+            Kind::Mark(mark) => Said::Mark(mark.at_unix_ms),
+            Kind::Close(close) => Said::Close { left: close.left, at: close.at_unix_ms },
+            Kind::Void(void) => panic!("{id}: nothing here is lost: {void:?}"),
+        };
+        assert!(self.truth.insert(id, said).is_none());
     }
 
     /// What was written and is not in the log.
@@ -174,7 +231,9 @@ impl Oracle {
             }
             Action::Abandon(abandon) => {
                 let who = self.who.get_mut(&abandon.agent).unwrap();
-                who.runs.get_mut(&Origin::from_bytes(&abandon.origin).unwrap()).unwrap().abandoned = true;
+                let origin = Origin::from_bytes(&abandon.origin).unwrap();
+                who.runs.get_mut(&origin).unwrap().abandoned = true;
+                self.lines.abandon(&abandon.agent, origin);
                 who.abandons.push(abandon.time_unix_ms);
                 touched.insert(abandon.agent.clone());
                 "abandon"
@@ -191,9 +250,19 @@ impl Oracle {
         *self.records.entry(kind).or_default() += 1;
         for agent in touched {
             let who = self.who.get_mut(&agent).unwrap();
-            who.word = word(who);
+            let (word, claim) = word(who);
+            who.word = word;
+            self.claims(n, &agent, claim);
         }
         self.judge(now);
+    }
+
+    /// What counts for an agent says that everything was cut which was written by then: so it is in the log.
+    fn claims(&self, n: u64, agent: &str, claim: i64) {
+        if let Some((at, number)) = self.lines.oldest_open(agent) {
+            let text = &self.lines.all[number];
+            assert!(at > claim, "record {n}: {agent} says that all before {claim} is cut, but not {text:?}");
+        }
     }
 
     fn publish(&mut self, n: u64, now: i64, publish: &wire::Publish, touched: &mut BTreeSet<String>) {
@@ -209,12 +278,12 @@ impl Oracle {
             let seqs = seqs.chain(cover.closes.iter().map(|close| close.seq)).chain(set(&cover.data));
             for seq in seqs {
                 let id = BatchId { agent: proto::ids::AgentName::new(&cover.agent).unwrap(), origin, seq };
-                let batch = Arc::clone(self.truth.get(&id).unwrap_or_else(|| panic!("nobody wrote {id}")));
+                let said = self.truth.get(&id).unwrap_or_else(|| panic!("nobody sent {id}")).clone();
                 assert_eq!(self.covered.insert(id.clone(), n), None, "I4: {id} again in record {n}");
-                self.cover(&batch, now);
-                if let Some((part, count)) = &batch.part {
-                    *events.entry(part.clone()).or_default() += count;
+                if let Said::Data(part, lines) = &said {
+                    *events.entry(part.clone()).or_default() += lines.len() as u64;
                 }
+                self.cover(&id, said, now);
             }
             touched.insert(cover.agent.clone());
         }
@@ -224,7 +293,7 @@ impl Oracle {
             let part = part(&file.dataset, &file.late_of, file.partition.as_ref());
             let place = self.places.get_mut(&part).expect("a batch of it is in this record");
             *filed.entry(part.clone()).or_default() += file.events;
-            let late = if part.dataset == crate::agents::HOURLY { "hourly_late" } else { "daily" };
+            let late = if part.dataset == HOURLY { "hourly_late" } else { "daily" };
             let dataset = if place.sealed.is_some() { late } else { &part.dataset };
             let dir = format!("{dataset}/{}/", part.partition.path());
             assert!(file.r#final.starts_with(&dir), "record {n}: {} belongs into {dir}", file.r#final);
@@ -241,22 +310,26 @@ impl Oracle {
         assert_eq!(events, filed, "record {n}: events of its batches, events of its files");
     }
 
-    fn cover(&mut self, batch: &Batch, now: i64) {
-        let who = self.who.entry(batch.id.agent.to_string()).or_default();
+    fn cover(&mut self, id: &BatchId, said: Said, now: i64) {
+        let who = self.who.entry(id.agent.to_string()).or_default();
         who.forgotten = false;
-        let run = who.runs.entry(batch.id.origin).or_default();
-        run.seqs.insert(batch.id.seq);
-        match &batch.kind {
-            Kind::Open(open) => run.open = Some(open.clone()),
-            Kind::Mark(mark) => run.marks.push((batch.id.seq, mark.at_unix_ms)),
-            Kind::Close(close) => run.close = Some((batch.id.seq, close.left)),
-            Kind::Data(_) | Kind::Void(_) => {}
+        let run = who.runs.entry(id.origin).or_default();
+        run.seqs.insert(id.seq);
+        let (part, lines) = match said {
+            Said::Open(open) => return run.open = Some(open),
+            Said::Mark(at) => return run.marks.push((id.seq, at)),
+            Said::Close { left, at } => return run.close = Some(Close { seq: id.seq, left, at }),
+            Said::Data(part, lines) => (part, lines),
+        };
+        for number in lines {
+            self.lines.cover(number);
+            let again = self.lines.all[number].covered > 1 && !self.repeats.contains(id.agent.as_str());
+            assert!(!again, "{id} holds {:?} again", self.lines.all[number]);
         }
-        let Some((part, _)) = &batch.part else { return };
-        let place = self.places.entry(part.clone()).or_insert_with(|| Place::new(part, now));
+        let place = self.places.entry(part.clone()).or_insert_with(|| Place::new(&part, now));
         if place.sealed.is_none() {
             place.last = now;
-            place.writers.insert(batch.id.agent.to_string(), now);
+            place.writers.insert(id.agent.to_string(), now);
         }
     }
 
@@ -348,9 +421,9 @@ fn part(dataset: &str, late_of: &str, partition: Option<&wire::Partition>) -> Pa
 /// The end of a run, if it is known: the seq after its close, or what a later open names.
 fn end(who: &Who, origin: Origin) -> Option<u64> {
     let run = who.runs.get(&origin)?;
-    let named = who.runs.values().filter_map(|run| run.open.as_ref()?.previous.as_ref());
-    let named = named.filter(|previous| previous.origin == origin.to_bytes()).map(|previous| previous.end).next();
-    named.or(run.close.map(|(seq, _)| seq + 1))
+    let mut named = who.runs.values().filter_map(|run| run.open.as_ref()?.previous);
+    let named = named.find(|(previous, _)| *previous == origin).map(|(_, end)| end);
+    named.or(run.close.map(|close| close.seq + 1))
 }
 
 fn complete(who: &Who, origin: Origin) -> bool {
@@ -363,22 +436,20 @@ fn is_complete(who: &Who, id: &wire::OriginId) -> bool {
     complete(who, Origin::from_bytes(&id.origin).unwrap())
 }
 
-/// The T that counts for the worst leaf; none: every leaf has left.
-fn word(who: &Who) -> Option<i64> {
-    let mut named = BTreeSet::new();
-    for run in who.runs.values() {
-        let previous = run.open.as_ref().and_then(|open| open.previous.as_ref());
-        named.extend(previous.map(|previous| previous.origin.to_vec()));
+/// The T that counts for the worst leaf (none: every leaf has left), and the time by which everything is said to be cut.
+fn word(who: &Who) -> (Option<i64>, i64) {
+    let named: BTreeSet<Origin> =
+        who.runs.values().filter_map(|run| run.open.as_ref()?.previous).map(|(origin, _)| origin).collect();
+    let leaves = who.runs.iter().filter(|(origin, run)| !named.contains(*origin) && !run.abandoned);
+    let words: Vec<(i64, i64)> = leaves.map(|(origin, _)| leaf(who, *origin)).collect();
+    let claim = words.iter().map(|(_, claim)| *claim).min().unwrap_or(NEVER);
+    if !words.is_empty() && words.iter().all(|(word, _)| *word == FOREVER) {
+        return (None, claim);
     }
-    let leaves = who.runs.iter().filter(|(origin, run)| !named.contains(origin.0.as_slice()) && !run.abandoned);
-    let words: Vec<i64> = leaves.map(|(origin, _)| leaf(who, *origin)).collect();
-    if !words.is_empty() && words.iter().all(|word| *word == FOREVER) {
-        return None;
-    }
-    Some(words.into_iter().min().unwrap_or(NEVER))
+    (Some(words.into_iter().map(|(word, _)| word).min().unwrap_or(NEVER)), claim)
 }
 
-fn leaf(who: &Who, leaf: Origin) -> i64 {
+fn leaf(who: &Who, leaf: Origin) -> (i64, i64) {
     let mut chain = vec![leaf];
     let mut sound = true;
     loop {
@@ -387,24 +458,22 @@ fn leaf(who: &Who, leaf: Origin) -> i64 {
             sound = false;
             break;
         };
-        let Some(open) = &run.open else { break };
-        let Some(previous) = &open.previous else { break };
-        chain.push(Origin::from_bytes(&previous.origin).unwrap());
+        let Some((previous, _)) = run.open.as_ref().and_then(|open| open.previous) else { break };
+        chain.push(previous);
     }
     let mut best = NEVER;
     for origin in chain.into_iter().rev() {
         let run = &who.runs[&origin];
-        let open = run.open.as_ref();
-        if let Some(open) = open.filter(|open| open.restored) {
-            let from = Origin::from_bytes(&open.restored_from).unwrap();
+        if let Some(open) = run.open.as_ref().filter(|open| open.restored) {
+            let from = open.restored_from.expect("of an outbox that had an origin");
             sound &= who.runs.get(&from).is_some_and(|run| run.abandoned);
         }
         let counts = |seq: u64| sound && run.seqs.contains_range(0, seq + 1);
         best = run.marks.iter().filter(|(seq, _)| counts(*seq)).map(|(_, at)| *at).max().unwrap_or(NEVER).max(best);
-        if origin == leaf && run.close.is_some_and(|(seq, left)| left && counts(seq)) {
-            return FOREVER;
+        if let Some(close) = run.close.filter(|close| origin == leaf && close.left && counts(close.seq)) {
+            return (FOREVER, close.at);
         }
         sound &= complete(who, origin);
     }
-    best
+    (best, best)
 }

@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
+use collector::log::view::View;
 use prost::Message;
 use proto::record::{decode_checkpoint, decode_record, parse_number};
+use proto::wire;
 
-use crate::agents::{HOUR, HOURLY};
-use crate::oracle::Place;
+use crate::heap::{self, Week};
+use crate::oracle::{Oracle, Place};
+use crate::part::{HOUR, HOURLY, Part};
 use crate::world::{SLOTS, World};
 
 /// Retention, and what a checkpoint, a dead run and the next look may take.
@@ -34,8 +37,10 @@ pub struct Size {
     open: usize,
     sealed: usize,
     audit: usize,
-    rss_kib: u64,
     oldest_hours: i64,
+    /// What a collector's view of the log takes, and the part of it for sealed partitions and names of agents.
+    view_bytes: usize,
+    row_bytes: usize,
 }
 
 impl fmt::Display for Size {
@@ -43,7 +48,7 @@ impl fmt::Display for Size {
         write!(
             f,
             "day {:>2}: {} objects ({} records, the oldest of {} h, {} runs with {} files), checkpoint {} bytes ({} moving): {} origins, {} agents, \
-             {} open and {} sealed partitions, {} audit rows; {} KiB resident with the judge",
+             {} open and {} sealed partitions, {} audit rows; a view of {} KiB, {} of them for what was sealed and for names",
             self.day + 1,
             self.objects,
             self.records,
@@ -57,7 +62,8 @@ impl fmt::Display for Size {
             self.open,
             self.sealed,
             self.audit,
-            self.rss_kib
+            self.view_bytes / 1024,
+            self.row_bytes / 1024
         )
     }
 }
@@ -97,12 +103,16 @@ impl Size {
             size.sealed = checkpoint.partitions.iter().filter(|row| row.seal.is_some()).count();
             size.open = checkpoint.partitions.len() - size.sealed;
             size.audit = checkpoint.audit.len();
-            checkpoint.partitions.retain(|row| row.seal.is_none());
-            checkpoint.agents.clear();
-            size.moving_bytes = checkpoint.encoded_len() as u64;
+            let view = |checkpoint: &wire::Checkpoint| heap::sized(|| View::from_checkpoint(0, checkpoint).unwrap()).1;
+            size.view_bytes = view(&checkpoint);
+            let mut moving = checkpoint.clone();
+            moving.partitions.retain(|row| row.seal.is_none());
+            moving.agents.clear();
+            size.moving_bytes = moving.encoded_len() as u64;
+            checkpoint.partitions.retain(|row| row.seal.is_some());
+            (checkpoint.origins, checkpoint.audit) = (Vec::new(), Vec::new());
+            size.row_bytes = view(&checkpoint);
         }
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-        size.rss_kib = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4;
         size
     }
 
@@ -112,9 +122,42 @@ impl Size {
     }
 }
 
+/// Files and bytes of all state directories.
+pub struct Disk(u64, u64);
+
+impl Disk {
+    pub fn of(hosts: &Path) -> Self {
+        let mut disk = Self(0, 0);
+        for host in names(hosts) {
+            disk.add(&hosts.join(host).join("state"));
+        }
+        disk
+    }
+
+    fn add(&mut self, dir: &Path) {
+        for name in names(dir) {
+            let path = dir.join(name);
+            if path.is_dir() {
+                self.add(&path);
+            } else {
+                self.0 += 1;
+                self.1 += path.metadata().unwrap().len();
+            }
+        }
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} files, {} KiB", self.0, self.1 / 1024)
+    }
+}
+
 /// From the end of the second week on nothing grows by more than a tenth.
-pub fn flat(weeks: &[Size]) {
+pub fn flat(weeks: &[Size], heaps: &[Week]) {
     let [_, second, _, fourth] = weeks else { return };
+    let (then, now) = (heaps[1].mean(), heaps[3].mean());
+    assert!(now <= then + then / 10, "the heap grows: {then} bytes in week 2, {now} in week 4");
     println!("week 2: {second}\nweek 4: {fourth}");
     let grown = |then: u64, now: u64| now > then + then / 10;
     assert!(!grown(second.objects, fourth.objects), "objects below _catchment/ grow");
@@ -136,7 +179,7 @@ pub fn the_end(world: &World) {
     let oracle = &world.oracle;
     assert_eq!(oracle.missing(), Vec::<&proto::ids::BatchId>::new(), "not in the log");
     assert_eq!(world.held(), 0, "not answered");
-    let mut lines = BTreeSet::new();
+    let mut seen = vec![0; oracle.lines.all.len()];
     let mut files = BTreeMap::new();
     read_all(&world.root, "", &mut files);
     let data = files.iter().filter(|(path, _)| !is_marker(path));
@@ -146,13 +189,15 @@ pub fn the_end(world: &World) {
         let dir = path.rsplit_once('/').unwrap().0.replacen("hourly_late/", "hourly/", 1);
         assert_eq!(text.lines().count() as u64, oracle.live[path], "{path}");
         for line in text.lines() {
-            assert!(line.starts_with(&format!("{dir} ")), "{path} holds {line}");
-            assert!(lines.insert(line.to_owned()), "{line} is published twice");
+            let number = oracle.lines.number(line);
+            assert_eq!(oracle.lines.all[number].part().dir(), dir, "{path} holds {line}");
+            seen[number] += 1;
         }
     }
     let events: u64 = oracle.places.values().map(|place| place.events + place.late_events).sum();
     let gone: u64 = oracle.live.iter().filter(|(path, _)| oracle.removed.contains(*path)).map(|(_, n)| n).sum();
-    assert_eq!(lines.len() as u64 + gone, events, "events");
+    assert_eq!(seen.iter().map(|times| u64::from(*times)).sum::<u64>() + gone, events, "events");
+    every_line(oracle, &seen);
     let mut delays = BTreeMap::new();
     let mut markers: BTreeSet<&String> = files.keys().filter(|path| is_marker(path)).collect();
     for (part, place) in &oracle.places {
@@ -170,7 +215,7 @@ pub fn the_end(world: &World) {
         *delays.entry(sealed.after_minutes / 10 * 10).or_insert(0) += 1;
     }
     assert!(markers.is_empty(), "markers that nobody asked for: {markers:?}");
-    println!("{} events; seals by minutes after the rule allows them: {delays:?}", lines.len());
+    println!("{events} events; seals by minutes after the rule allows them: {delays:?}");
     let incomplete = oracle.places.values().filter(|place| place.sealed.as_ref().is_some_and(|seal| !seal.complete));
     let late: u64 = oracle.places.values().map(|place| place.late_events).sum();
     println!(
@@ -182,7 +227,34 @@ pub fn the_end(world: &World) {
         world.resent,
         oracle.records
     );
+    let memory = world.aggregator.memory();
+    println!(
+        "gates opened by commits and by time: {:?}; {} requests failed, {} appends repeated",
+        memory.gates, memory.failed, memory.repeated
+    );
     clean(world);
+}
+
+/// Every line that was written is published, in the partition of its own time: once, unless an older copy of its agent's
+/// state made it come again, or its machine was lost with it.
+fn every_line(oracle: &Oracle, seen: &[u32]) {
+    let mut parts: BTreeMap<Part, u64> = BTreeMap::new();
+    let (mut lost, mut again) = (0, 0);
+    for (line, seen) in oracle.lines.all.iter().zip(seen) {
+        assert!(line.covered > 0 || line.lost, "in no record: {line:?}");
+        assert!(line.covered < 2 || oracle.repeats.contains(&line.agent), "twice: {line:?}");
+        assert!(*seen == line.covered || !oracle.removed.is_empty(), "{seen} times in files: {line:?}");
+        lost += u64::from(line.covered == 0);
+        again += u64::from(line.covered.saturating_sub(1));
+        if line.covered > 0 {
+            *parts.entry(line.part()).or_default() += u64::from(line.covered);
+        }
+    }
+    if oracle.removed.is_empty() {
+        let counted = oracle.places.iter().map(|(part, place)| (part.clone(), place.events + place.late_events));
+        assert_eq!(parts, counted.collect(), "lines of each partition, events of its markers");
+    }
+    println!("{} lines written, {lost} lost with their machine, {again} sent again from older copies", seen.len());
 }
 
 /// What lies in the partitions: files, and markers.

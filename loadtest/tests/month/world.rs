@@ -1,6 +1,6 @@
 //! Three collectors that die and come back, and an aggregator that holds every batch until it is answered for good.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{Batch, HOUR, MINUTE};
+use crate::aggregator::{Aggregator, Batch};
 use crate::oracle::Oracle;
+use crate::part::{HOUR, MINUTE};
 use crate::store::{Cut, CutStore};
 
 pub const SLOTS: usize = 3;
@@ -98,15 +99,17 @@ pub struct World {
     metrics: Metrics,
     slots: Vec<Slot>,
     held: BTreeMap<BatchId, Held>,
-    done: HashSet<BatchId>,
+    pub aggregator: Aggregator,
     pub deaths: u64,
     pub resent: u64,
 }
 
 impl World {
     pub fn new(root: &Path, seed: u64, patience: i64) -> Self {
+        let clock = Clock(tokio::time::Instant::now());
         let mut world = Self {
-            clock: Clock(tokio::time::Instant::now()),
+            aggregator: Aggregator::new(clock.clone(), &config(0, root), seed ^ 0x77),
+            clock,
             root: root.to_owned(),
             rng: SmallRng::seed_from_u64(seed),
             oracle: Oracle::new(root.to_owned(), patience),
@@ -114,7 +117,6 @@ impl World {
             metrics: Metrics::new(&common::telemetry::Telemetry::new("test").unwrap().meter()),
             slots: Vec::new(),
             held: BTreeMap::new(),
-            done: HashSet::new(),
             deaths: 0,
             resent: 0,
         };
@@ -144,10 +146,12 @@ impl World {
         self.slots[slot].back_at = self.clock.now() + pause * MINUTE;
     }
 
-    pub fn send(&mut self, batch: Batch) {
+    fn arrived(&mut self, batch: Batch) {
         let batch = Arc::new(batch);
-        self.oracle.wrote(&batch);
+        self.oracle.sent(&batch);
         let delay = match self.rng.random_range(0..40_000) {
+            // An open that goes alone is waited for.
+            80..30_000 if batch.id.seq == 0 => 0,
             0 => self.rng.random_range(9 * HOUR..11 * HOUR),
             1..80 => self.rng.random_range(HOUR..3 * HOUR),
             _ => self.rng.random_range(0..90_000),
@@ -156,16 +160,15 @@ impl World {
         self.held.insert(batch.id.clone(), Held { batch, due, at: None });
     }
 
-    pub fn is_done(&self, id: &BatchId) -> bool {
-        self.done.contains(id)
-    }
-
     pub fn held(&self) -> usize {
         self.held.len()
     }
 
-    /// A minute of the aggregator and of those who watch the collectors.
+    /// A tick of the aggregator and of those who watch the collectors.
     pub async fn step(&mut self) {
+        for batch in self.aggregator.take() {
+            self.arrived(batch);
+        }
         for slot in 0..SLOTS {
             self.take_answers(slot);
         }
@@ -242,7 +245,7 @@ impl World {
                 match answer.answer.unwrap() {
                     Kinds::Committed(_) => {
                         self.held.remove(&id);
-                        self.done.insert(id);
+                        self.aggregator.committed(&id);
                     }
                     Kinds::Staged(_) => {}
                     Kinds::Again(_) => {
