@@ -166,6 +166,12 @@ impl LogError {
     fn storage(action: &'static str, path: &Path, reason: io::Error) -> Self {
         Self::Storage { action, path: path.to_owned(), reason: Arc::new(reason) }
     }
+
+    /// Nothing but room for more bytes was missing. A sync that says so is another matter.
+    pub fn is_full(&self) -> bool {
+        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, Self::Storage { action: "writing" | "creating", reason, .. } if full(reason.kind()))
+    }
 }
 
 /// The log. See the module for its rules.
@@ -177,8 +183,24 @@ pub struct RecordLog {
     closed: BTreeMap<u64, ClosedSegment>,
     active: Option<Active>,
     next_id: u64,
-    latched: Option<LogError>,
+    latch: Latch,
     reader: RecordReader,
+}
+
+#[derive(Debug, Default)]
+struct Latch {
+    error: Option<LogError>,
+    /// A full file system does not count.
+    waits_for_space: bool,
+}
+
+impl Latch {
+    fn take(&mut self, error: LogError) -> LogError {
+        if self.waits_for_space && error.is_full() {
+            return error;
+        }
+        self.error.get_or_insert(error).clone()
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -193,6 +215,8 @@ struct Active {
     file: SegmentFile,
     /// Length with everything appended.
     bytes: u64,
+    /// Exclusive end of what is written.
+    written: u64,
     /// Exclusive end of what is durable.
     synced: u64,
     /// Appended and not yet written.
@@ -206,7 +230,8 @@ impl RecordLog {
     pub fn open(options: Options, on_segment: impl FnMut(LoadedSegment)) -> Result<(Self, Recovery), LogError> {
         let disk = Disk::open(&options.dir)?;
         let reader = RecordReader::new(options.dir.clone());
-        let mut log = Self { options, disk, closed: BTreeMap::new(), active: None, next_id: 0, latched: None, reader };
+        let (closed, latch) = (BTreeMap::new(), Latch::default());
+        let mut log = Self { options, disk, closed, active: None, next_id: 0, latch, reader };
         let recovery = log.recover(on_segment)?;
         Ok((log, recovery))
     }
@@ -268,7 +293,8 @@ impl RecordLog {
         }
         let next_id = closed.last_key_value().map_or(0, |(last, _)| last + 1);
         let reader = RecordReader::new(options.dir.clone());
-        let mut log = Self { options, disk, closed, active: None, next_id, latched: None, reader };
+        let latch = Latch::default();
+        let mut log = Self { options, disk, closed, active: None, next_id, latch, reader };
         log.open_active()?;
         Ok(log)
     }
@@ -287,12 +313,15 @@ impl RecordLog {
             return Err(LogError::TooLarge { bytes, limit });
         }
         if self.active.is_none() {
-            self.open_active().map_err(|error| self.latch(error))?;
+            self.open_active().map_err(|error| self.latch.take(error))?;
         }
         let active = self.active.as_mut().expect("opened above");
         let at = active.push(Kind::Record, meta, body, body_bytes as u32);
-        if active.pending_bytes >= WRITE_BUFFER_BYTES {
-            active.write().map_err(|error| latch(&mut self.latched, error))?;
+        if active.pending_bytes >= WRITE_BUFFER_BYTES
+            && let Err(error) = active.write().map_err(|error| self.latch.take(error))
+            && self.latch.error.is_some()
+        {
+            return Err(error);
         }
         Ok(at)
     }
@@ -301,7 +330,7 @@ impl RecordLog {
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.check()?;
         match &mut self.active {
-            Some(active) => active.sync().map_err(|error| latch(&mut self.latched, error)),
+            Some(active) => active.sync().map_err(|error| self.latch.take(error)),
             None => Ok(()),
         }
     }
@@ -312,7 +341,7 @@ impl RecordLog {
         let Some(active) = self.active.as_mut().filter(|active| active.bytes > FILE_HEADER_BYTES) else {
             return Err(LogError::NothingToSeal);
         };
-        active.seal(footer).map_err(|error| latch(&mut self.latched, error))?;
+        active.seal(footer).map_err(|error| self.latch.take(error))?;
         let (id, bytes) = (active.id, active.bytes);
         self.active = None;
         self.closed.insert(id, ClosedSegment { bytes, sealed: true });
@@ -327,9 +356,10 @@ impl RecordLog {
             return Err(LogError::WrongSegment { segment: id, action: "sealed" });
         };
         let rewritten = self.disk.rewrite(id, bytes).and_then(|()| self.disk.reopen(id));
-        let file = rewritten.map_err(|error| latch(&mut self.latched, error))?;
-        let mut active = Active { id, file, bytes, synced: bytes, pending: Vec::new(), pending_bytes: 0 };
-        active.seal(footer).map_err(|error| latch(&mut self.latched, error))?;
+        let file = rewritten.map_err(|error| self.latch.take(error))?;
+        let mut active =
+            Active { id, file, bytes, written: bytes, synced: bytes, pending: Vec::new(), pending_bytes: 0 };
+        active.seal(footer).map_err(|error| self.latch.take(error))?;
         self.closed.insert(id, ClosedSegment { bytes: active.bytes, sealed: true });
         Ok(())
     }
@@ -353,15 +383,15 @@ impl RecordLog {
         }
         if segment + 1 == self.next_id {
             // The highest id on disk is what the next run continues from: never without a successor.
-            self.open_active().map_err(|error| self.latch(error))?;
+            self.open_active().map_err(|error| self.latch.take(error))?;
         }
         self.reader.forget(segment);
-        self.disk.remove(segment).map_err(|error| latch(&mut self.latched, error))?;
+        self.disk.remove(segment).map_err(|error| self.latch.take(error))?;
         self.closed.remove(&segment);
         Ok(())
     }
 
-    /// Length of all segments, with what is buffered.
+    /// Length of all segments with what is buffered.
     pub fn total_bytes(&self) -> u64 {
         let closed: u64 = self.closed.values().map(|segment| segment.bytes).sum();
         closed + self.active.as_ref().map_or(0, |active| active.bytes)
@@ -372,9 +402,10 @@ impl RecordLog {
         self.reader.clone()
     }
 
-    /// The error that stopped this log, if one did.
-    pub fn latched(&self) -> Option<&LogError> {
-        self.latched.as_ref()
+    /// From now on a full file system is no storage error: a call that meets it may be made again, and what was appended
+    /// stays in memory until a [`sync`](Self::sync) stores it; the caller appends no more than it can keep there.
+    pub fn wait_for_space(&mut self) {
+        self.latch.waits_for_space = true;
     }
 
     /// Calls `hook` before each storage operation from now on; an error it returns counts as the operation's own.
@@ -388,27 +419,27 @@ impl RecordLog {
 
     fn open_active(&mut self) -> Result<(), LogError> {
         let id = self.next_id;
-        let mut file = self.disk.create(id)?;
-        file.write_all(&mut [Bytes::copy_from_slice(&segment::encode_file_header(id))])?;
-        file.sync(StorageOp::SyncAll)?;
+        let file = self.disk.create(id).and_then(|mut file| {
+            file.write_all(&mut [Bytes::copy_from_slice(&segment::encode_file_header(id))])?;
+            file.sync(StorageOp::SyncAll)?;
+            Ok(file)
+        });
+        if file.as_ref().is_err_and(LogError::is_full) {
+            // Else its name would be in the way of the next attempt.
+            self.disk.remove(id)?;
+        }
+        let file = file?;
         self.disk.sync_dir()?;
         self.next_id = id + 1;
         let bytes = FILE_HEADER_BYTES;
-        self.active = Some(Active { id, file, bytes, synced: bytes, pending: Vec::new(), pending_bytes: 0 });
+        self.active =
+            Some(Active { id, file, bytes, written: bytes, synced: bytes, pending: Vec::new(), pending_bytes: 0 });
         Ok(())
     }
 
     fn check(&self) -> Result<(), LogError> {
-        self.latched.clone().map_or(Ok(()), Err)
+        self.latch.error.clone().map_or(Ok(()), Err)
     }
-
-    fn latch(&mut self, error: LogError) -> LogError {
-        latch(&mut self.latched, error)
-    }
-}
-
-fn latch(latched: &mut Option<LogError>, error: LogError) -> LogError {
-    latched.get_or_insert(error).clone()
 }
 
 impl Active {
@@ -426,11 +457,18 @@ impl Active {
         at
     }
 
+    /// Writes what is pending. If there is no room for it, it stays pending, and the file is as before.
     fn write(&mut self) -> Result<(), LogError> {
-        let written = self.file.write_all(&mut self.pending);
+        if let Err(error) = self.file.write_all(&mut self.pending) {
+            if error.is_full() {
+                self.file.cut(self.written)?;
+            }
+            return Err(error);
+        }
         self.pending.clear();
         self.pending_bytes = 0;
-        written
+        self.written = self.bytes;
+        Ok(())
     }
 
     fn sync(&mut self) -> Result<(), LogError> {
@@ -449,7 +487,12 @@ impl Active {
         self.bytes += TRAILER_BYTES as u64;
         let trailer = segment::encode_trailer(self.id, footer_offset, self.bytes);
         self.pending.push(Bytes::copy_from_slice(&trailer));
-        self.write()?;
+        if let Err(error) = self.write() {
+            // Not sealed: the next record goes where the footer would have been.
+            self.pending.clear();
+            (self.pending_bytes, self.bytes) = (0, footer_offset);
+            return Err(error);
+        }
         self.file.sync(StorageOp::SyncAll)?;
         self.synced = self.bytes;
         Ok(())

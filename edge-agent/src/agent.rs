@@ -10,6 +10,7 @@ mod marks;
 pub mod metrics;
 pub mod owner;
 pub mod source;
+mod space;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -27,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 use self::owner::{End, Owner, OwnerOptions, Parts};
 use self::source::{Batching, Source};
 use crate::config::{Ack, AgentConfig, SourceConfig, host_name};
-use crate::outbox::room::Limits;
+use crate::outbox::reserve::Reserve;
+use crate::outbox::room::{FileSystemProbe, Limits, has_reserve};
 use crate::outbox::state_dir::StateDir;
 use crate::outbox::{Options, Outbox};
 use crate::pipeline::{Pipeline, PipelineContext};
@@ -290,6 +292,10 @@ fn open_outbox(config: &AgentConfig, tuning: &Tuning, state_dir: &StateDir, gaug
     let segment_bytes = tuning.segment_bytes.min(config.outbox.max_bytes.bytes() / 16).max(64 * 1024);
     let options = Options { dir: state_dir.outbox(), rejected: state_dir.rejected(), segment_bytes };
     let started = Instant::now();
+    if FileSystemProbe::default().get(&options.dir, started).is_ok_and(|fs| !has_reserve(fs)) {
+        tracing::warn!("the file system of the state directory is full, the start uses up the reserve");
+        Reserve::at(state_dir.reserve()).release();
+    }
     let (outbox, recovered) = Outbox::open(options)?;
     let (batches, bytes) = outbox.index().kept();
     let took_ms = started.elapsed().as_millis() as u64;

@@ -8,10 +8,12 @@
 //! Sealed segments end with the whole state, so old segments can go while positions survive.
 
 pub mod entry;
+mod error;
 pub mod index;
 pub mod look;
 pub mod read;
 pub mod rejected;
+pub mod reserve;
 pub mod room;
 pub mod salvage;
 pub mod state_dir;
@@ -21,44 +23,18 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use common::record_log::{self, LoadedSegment, LogError, RecordLog};
+use common::record_log::{self, LoadedSegment, RecordLog};
 use prost::Message;
-use proto::header::{Header, HeaderError, Kind as HeaderKind};
+use proto::header::{Header, Kind as HeaderKind};
 use proto::ids::Origin;
 use proto::intervals::IntervalSet;
 use proto::wire;
 
+pub use self::error::OutboxError;
+
 use self::entry::{Entry, EntryBatch, FORMAT, Footer, Position};
 use self::index::{Ended, Index, Place};
 use crate::run::audit;
-
-/// Why the outbox cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum OutboxError {
-    /// The log failed; nothing more is stored until the process is started again.
-    #[error("the outbox cannot be written or read: {0}")]
-    Log(#[from] LogError),
-    /// A newer release wrote it.
-    #[error("the outbox has format {found}, this release reads up to {FORMAT}: start the newer release again")]
-    NewerFormat {
-        /// Format found.
-        found: u32,
-    },
-    /// A checked record that does not decode: not written by this program.
-    #[error("a record of the outbox cannot be understood: {0}")]
-    Undecodable(String),
-    /// A header that this process made is not valid; a defect.
-    #[error("a batch header could not be made: {0}")]
-    Header(#[from] HeaderError),
-    /// Keeping rejected bytes failed.
-    #[error("keeping bytes under {path} failed: {error}")]
-    Rejected {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-}
 
 /// Where, and how large segments are.
 #[derive(Debug, Clone)]
@@ -165,6 +141,7 @@ impl Outbox {
         outbox.commit()?;
         outbox.waiting.clear();
         outbox.tidy()?;
+        outbox.log.wait_for_space();
         Ok((outbox, recovered))
     }
 
@@ -352,9 +329,7 @@ impl Outbox {
     }
 
     fn put(&mut self, mut entry: Entry, body: &[Bytes]) -> Result<(), OutboxError> {
-        if self.log.active().is_none() {
-            self.begin_segment()?;
-        }
+        self.begin_if_needed()?;
         entry.format = FORMAT;
         entry.newest_unix_ms = self.index.newest_unix_ms;
         entry.rows.extend(std::mem::take(&mut self.dirty).into_iter().filter_map(|o| self.index.row_entry(o)));
@@ -364,11 +339,24 @@ impl Outbox {
         Ok(())
     }
 
+    /// Begins a segment if none is being written. Only that can find no room: what is appended to one stays in memory
+    /// until a commit finds some.
+    pub fn begin_if_needed(&mut self) -> Result<(), OutboxError> {
+        if self.log.active().is_none() {
+            self.begin_segment()?;
+        }
+        Ok(())
+    }
+
     /// Makes everything appended durable and returns the batches that may be sent now.
     pub fn commit(&mut self) -> Result<Vec<Stored>, OutboxError> {
         self.log.sync()?;
         if self.log.active().is_some_and(|(_, bytes)| bytes >= self.worth_sealing()) {
-            self.rotate()?;
+            match self.rotate() {
+                // The next commit tries again.
+                Err(error) if error.is_full() => {}
+                rotated => rotated?,
+            }
         }
         Ok(std::mem::take(&mut self.waiting))
     }
@@ -412,13 +400,17 @@ impl Outbox {
         Ok(())
     }
 
+    /// Would [`tidy`](Self::tidy) give back space?
+    pub fn gives_back(&self) -> bool {
+        !self.index.removable(self.log.active().map_or(u64::MAX, |(id, _)| id)).is_empty()
+    }
+
     fn give_back(&mut self) -> Result<(), OutboxError> {
         let active = self.log.active();
         if self.index.kept().0 == 0 && active.is_some_and(|(_, bytes)| bytes > self.worth_sealing() / 4) {
             return self.rotate();
         }
-        let removable = !self.index.removable(active.map_or(u64::MAX, |(id, _)| id)).is_empty();
-        if removable || !self.dirty.is_empty() {
+        if self.gives_back() || !self.dirty.is_empty() {
             self.put(Entry::default(), &[])?;
             self.log.sync()?;
             self.remove_released()?;

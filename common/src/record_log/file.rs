@@ -180,6 +180,11 @@ impl SegmentFile {
         written.map_err(|e| LogError::storage("writing", &self.path, e))
     }
 
+    /// Takes back what a write that failed has left behind `bytes`.
+    pub(super) fn cut(&self, bytes: u64) -> Result<(), LogError> {
+        self.file.set_len(bytes).map_err(|e| LogError::storage("truncating", &self.path, e))
+    }
+
     pub(super) fn sync(&self, op: StorageOp) -> Result<(), LogError> {
         let synced = self.faults.before(op).and_then(|()| match op {
             StorageOp::SyncData => self.file.sync_data(),

@@ -444,9 +444,51 @@ fn the_first_storage_error_latches() {
         for later in [log.append(b"", b"").map(drop), log.sync(), log.seal(b"").map(drop), log.remove(sealed)] {
             assert_eq!(later.unwrap_err().to_string(), failed.to_string(), "{failing:?}");
         }
-        assert_eq!(log.latched().unwrap().to_string(), failed.to_string());
         drop(log);
         assert!(open(dir.path()).sealed.contains_key(&sealed));
+    }
+}
+
+#[test]
+fn a_full_file_system_is_waited_for() {
+    for failing in [StorageOp::Create, StorageOp::Write] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(dir.path()).log;
+        log.wait_for_space();
+        let full = Arc::new(AtomicBool::new(false));
+        let switch = full.clone();
+        log.set_fault_hook(Arc::new(move |op| match op == failing && switch.load(Ordering::Relaxed) {
+            true => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            false => Ok(()),
+        }));
+        let first = log.append(b"first", b"1").unwrap();
+        log.sync().unwrap();
+        full.store(true, Ordering::Relaxed);
+        if failing == StorageOp::Write {
+            assert!(log.seal(b"footer").unwrap_err().is_full());
+            // What was appended stays, also more than is written at once, and is stored when there is room.
+            let second = log.append(b"second", &[2; 100]).unwrap();
+            assert!(log.sync().unwrap_err().is_full() && log.sync().unwrap_err().is_full());
+            assert_eq!(fs::metadata(dir.path().join(segment::file_name(0))).unwrap().len(), second.offset);
+            full.store(false, Ordering::Relaxed);
+            log.sync().unwrap();
+            assert_eq!(log.reader().read(second).unwrap().body, vec![2; 100]);
+        }
+        full.store(false, Ordering::Relaxed);
+        log.seal(b"footer").unwrap();
+        full.store(true, Ordering::Relaxed);
+        for _ in 0..2 {
+            let failed = log.append(b"third", b"").and_then(|_| log.sync()).unwrap_err();
+            assert!(failed.is_full(), "{failing:?}: {failed}");
+        }
+        full.store(false, Ordering::Relaxed);
+        let third = log.append(b"third", b"3").unwrap();
+        log.sync().unwrap();
+        drop(log);
+        let opened = open(dir.path());
+        assert_eq!(opened.recovery, Recovery::default(), "{failing:?}");
+        assert_eq!(opened.sealed[&first.segment], b"footer"[..]);
+        assert_eq!(opened.unsealed[&third.segment].last().unwrap().meta, b"third"[..], "{failing:?}");
     }
 }
 

@@ -11,7 +11,7 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 
 use super::owner::{Owner, OwnerError};
-use crate::outbox::{Stored, rejected};
+use crate::outbox::{Outbox, Stored, rejected};
 use crate::run::watch::Watch;
 use crate::run::{Run, mint_time, plan_open};
 use crate::ship::messages::{FromShip, ToShip};
@@ -41,8 +41,8 @@ impl Owner {
         self.outbox.saw_time(origin.unix_ms() as i64);
         let old = self.outbox.kept();
         self.outbox.append_open(origin, plan.open)?;
-        let stored = self.outbox.commit()?;
-        if self.state_dir.is_restored() {
+        let stored = self.attempt(Outbox::commit)?;
+        if stored.is_some() && self.state_dir.is_restored() {
             self.state_dir.adopt()?;
         }
         if plan.alone {
@@ -51,7 +51,7 @@ impl Owner {
         tracing::info!(origin = %origin, unconfirmed = old.len(), alone = plan.alone, "run begins");
         self.gauges.say("origin", Some(origin.to_string()));
         self.send(old);
-        self.send(stored);
+        self.send(stored.unwrap_or_default());
         self.run = Some(Run::new(origin, plan.alone, self.options.mark_interval, now));
         self.watch = Some(Watch::new(origin, self.outbox.index().named_ends()));
         self.before = newest.map(|(origin, _, _)| origin);
@@ -117,13 +117,24 @@ impl Owner {
 
     fn wrong(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
+        let postponed = || FromShip::Wrong { stored, detail: detail.to_owned() };
+        if !self.has_space()? {
+            self.postpone(postponed());
+            return Ok(());
+        }
         let batch = match self.outbox.reader().read(place) {
             Ok(batch) => batch,
             Err(error) => return self.damaged(stored, &error.to_string()),
         };
         let dir = self.outbox.rejected_dir().to_owned();
-        rejected::keep(&dir, stored.origin, stored.seq, &batch)
-            .map_err(|error| OwnerError::Rejected { path: dir, detail: error.to_string() })?;
+        match rejected::keep(&dir, stored.origin, stored.seq, &batch) {
+            Ok(()) => {}
+            Err(error) if rejected::is_full(&error) => {
+                self.postpone(postponed());
+                return Ok(());
+            }
+            Err(error) => return Err(OwnerError::Rejected { path: dir, detail: error.to_string() }),
+        }
         self.rejected_bytes += (batch.header.len() + batch.payload.len()) as u64;
         let header = Header::decode(batch.header).ok();
         self.void(stored, wire::VoidReason::Rejected, detail, header.map(|header| header.kind))
@@ -131,7 +142,15 @@ impl Owner {
 
     fn damaged(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
-        self.outbox.keep_damaged(place)?;
+        let kept = if self.has_space()? { self.outbox.keep_damaged(place).map(|()| true) } else { Ok(false) };
+        match kept {
+            Ok(true) => {}
+            Err(error) if !error.is_full() => return Err(error.into()),
+            _ => {
+                self.postpone(FromShip::Damaged { stored, detail: detail.to_owned() });
+                return Ok(());
+            }
+        }
         self.count_rejected();
         let lost = self.outbox.claimed_kind(stored.origin, stored.seq);
         self.void(stored, wire::VoidReason::Damaged, detail, lost)

@@ -114,6 +114,9 @@ impl Owner {
         match self.drain.stage {
             Stage::Reading if self.drain.is_stopping() || self.once_is_read() => self.begin_cutting(now),
             Stage::Reading => {}
+            Stage::Cutting { .. } if self.space.full && self.drain.deadline.is_some_and(|until| now >= until) => {
+                return Ok(self.over("the file system of state_dir is full: this run could not be closed"));
+            }
             Stage::Cutting { at, until } => self.cut_or_close(at, until, now)?,
             Stage::Sending if self.drain.drained => return Ok(self.over("")),
             Stage::Sending if self.drain.deadline.is_some_and(|until| now >= until) => {
@@ -188,6 +191,10 @@ impl Owner {
 
     /// Appends what may be said, and lets everything be sent.
     fn close(&mut self, at: Option<i64>, complete: bool) -> Result<(), OwnerError> {
+        if !self.has_space()? {
+            // Tried again with the next step.
+            return Ok(());
+        }
         let may_mark = self.run.as_ref().is_some_and(Run::may_mark);
         if self.drain.once && !may_mark {
             self.drain.problems.push("not left: this state directory is a copy, see restored_or_copied".into());

@@ -88,8 +88,11 @@ impl Owner {
             }
         }
         let Some(at) = run.waiting_mark() else { return Ok(()) };
-        if all_stored(&mut self.sources) {
-            run.marked(now);
+        // A mark can wait for space: what it says stays true.
+        if all_stored(&mut self.sources) && self.has_space_to_spare(now)? {
+            if let Some(run) = &mut self.run {
+                run.marked(now);
+            }
             self.append_mark(at)?;
         }
         Ok(())

@@ -17,7 +17,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::drain::{Drain, Ending};
 use super::source::{Batching, Source};
-use crate::outbox::room::{FileSystemProbe, Limits, Room};
+use super::space::Space;
+use crate::outbox::reserve::Reserve;
+use crate::outbox::room::{FileSystemProbe, Full, Limits, Room};
 use crate::outbox::state_dir::StateDir;
 use crate::outbox::{Outbox, OutboxError, Stored, rejected};
 use crate::pipeline::Declarations;
@@ -122,6 +124,7 @@ pub struct Owner {
     /// Bytes of what became voids, which nobody has looked at yet.
     pub(super) rejected_bytes: u64,
     pub(super) next_upkeep: Instant,
+    pub(super) space: Space,
 }
 
 /// How often numbers and space are looked after.
@@ -173,6 +176,7 @@ impl Owner {
             contact_until: now + options.contact_timeout,
             origin_bits,
             options,
+            space: Space::new(Reserve::at(state_dir.reserve())),
             state_dir,
             outbox,
             sources,
@@ -212,9 +216,13 @@ impl Owner {
     /// One step at `now`. The run begins once an aggregator was heard, or was waited for long enough.
     pub fn step(&mut self, now: Instant) -> Result<Step, OwnerError> {
         self.receive(now)?;
+        self.look_for_space()?;
         if self.run.is_none() {
             if let Some(wait) = self.awaits_contact(now) {
                 return Ok(Step::Wait(wait));
+            }
+            if !self.has_space()? {
+                return Ok(Step::Wait(self.options.idle));
             }
             self.begin(now)?;
         }
@@ -222,7 +230,7 @@ impl Owner {
         self.marks(now)?;
         self.upkeep(now)?;
         if let Ending::Over(end) = self.drain_step(now)? {
-            self.outbox.tidy()?;
+            self.tidy(now)?;
             self.refresh_gauges(now);
             return Ok(Step::Over(end));
         }
@@ -246,7 +254,9 @@ impl Owner {
             if !self.sources[at].is_due(batching, flush, now) {
                 continue;
             }
-            if let Room::Full(limit) = self.room(self.sources[at].raw_bytes() as u64, now) {
+            let wanted = self.sources[at].raw_bytes() as u64;
+            let room = if self.has_space()? { self.room(wanted, now) } else { Room::Full(Full::NoSpace) };
+            if let Room::Full(limit) = room {
                 full = Some(limit);
                 continue;
             }
@@ -271,12 +281,6 @@ impl Owner {
     /// This run's origin; only asked for after [`begin`](Self::begin).
     pub(super) fn origin(&self) -> Origin {
         self.run.as_ref().map_or(Origin([0; 16]), Run::origin)
-    }
-
-    pub(super) fn commit(&mut self) -> Result<(), OwnerError> {
-        let stored = self.outbox.commit()?;
-        self.send(stored);
-        Ok(())
     }
 
     pub(super) fn send(&self, stored: Vec<Stored>) {
@@ -334,7 +338,7 @@ impl Owner {
         }
         if self.full && std::mem::take(&mut self.released) {
             // Somebody waits for the space.
-            self.outbox.tidy()?;
+            self.tidy(now)?;
         }
         if now < self.next_upkeep {
             return Ok(());
@@ -350,7 +354,8 @@ impl Owner {
                           read stays in the outbox";
             self.health.set_part("aggregators", !silent, reason);
         }
-        self.outbox.tidy()?;
+        self.tidy(now)?;
+        self.upkeep_space(now)?;
         if self.full {
             self.count_rejected();
         }

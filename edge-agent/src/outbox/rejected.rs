@@ -36,6 +36,11 @@ pub fn keep_copy(dir: &Path, from: &Path, name: &str) -> io::Result<()> {
     write(dir, name, |file| io::copy(&mut source, file).map(drop))
 }
 
+/// There was no room.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Bytes kept there.
 pub fn bytes(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten();
@@ -46,8 +51,11 @@ fn write(dir: &Path, name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>)
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let draft = dir.join(format!("{name}.draft"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    fill(&mut file)?;
-    file.sync_all()?;
+    if let Err(error) = fill(&mut file).and_then(|()| file.sync_all()) {
+        // Half a copy is none, and may have taken the last space.
+        fs::remove_file(&draft)?;
+        return Err(error);
+    }
     fs::rename(&draft, dir.join(name))?;
     File::open(dir)?.sync_all()
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// Kept for seqs without data, in bytes.
 pub const RESERVE_BYTES: u64 = 1024 * 1024;
+/// The reserve is taken only where so many times its size are free.
+const PLENTY: u64 = 8;
 /// Batches kept at most, so that the index in memory stays bounded.
 pub const MAX_BATCHES: u64 = 100_000;
 
@@ -76,6 +78,8 @@ pub enum Full {
     },
     /// The file system does not say how much is free.
     Unknown,
+    /// The file system is full, and what was read last waits to be stored.
+    NoSpace,
 }
 
 impl Full {
@@ -89,6 +93,7 @@ impl Full {
             Self::FreeSpace { percent: None, .. } => "outbox.min_free",
             Self::Rejected { .. } => "bytes under rejected/",
             Self::Unknown => "free space unknown",
+            Self::NoSpace => "no space",
         }
     }
 }
@@ -124,6 +129,7 @@ impl fmt::Display for Full {
                 "rejected/ holds {rejected_bytes} bytes, as much as the outbox may take ({capacity_bytes}): look why \
                  aggregators answered wrong (the log says it), then move those files away"
             ),
+            Self::NoSpace => f.write_str("the outbox's file system is full: make room on it"),
             Self::Unknown => {
                 f.write_str("the outbox's file system does not say how much is free: see the log for its error")
             }
@@ -162,6 +168,16 @@ impl Limits {
         }
         Room::Free
     }
+}
+
+/// Is the reserve free? Else marks and the writing down of releases wait.
+pub fn has_reserve(fs: FileSystem) -> bool {
+    fs.free_bytes >= RESERVE_BYTES
+}
+
+/// Is there so much room that the reserve may be taken out of it?
+pub fn may_take_reserve(fs: FileSystem) -> bool {
+    fs.free_bytes >= PLENTY * RESERVE_BYTES
 }
 
 /// Asks the file system, at most once per second.
@@ -227,6 +243,16 @@ mod tests {
         let (limit, said) = text(Limits { max_bytes: 4 * MIB, ..limits }, small, 4 * MIB);
         assert_eq!(limit, "outbox.max_bytes");
         assert!(said.contains("raise outbox.max_bytes"), "{said}");
+    }
+
+    #[test]
+    fn little_space_is_kept_for_what_cannot_wait() {
+        let fs = |free_bytes| FileSystem { total_bytes: 1 << 40, free_bytes };
+        assert!(!has_reserve(fs(0)) && !has_reserve(fs(RESERVE_BYTES - 1)));
+        assert!(has_reserve(fs(RESERVE_BYTES)) && !may_take_reserve(fs(RESERVE_BYTES)));
+        assert!(may_take_reserve(fs(PLENTY * RESERVE_BYTES)));
+        // Once taken, it leaves more than itself.
+        assert!(has_reserve(fs((PLENTY - 1) * RESERVE_BYTES)));
     }
 
     #[test]

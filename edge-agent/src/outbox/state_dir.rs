@@ -122,7 +122,7 @@ impl StateDir {
         let lock = lock.map_err(io(&lock_path))?;
         take_lock(&lock, path, &lock_path)?;
         let mut dir = Self { path: path.to_owned(), agent: agent.clone(), restored: false, _lock: lock };
-        dir.check().inspect_err(|_| ())?;
+        dir.check()?;
         Ok(dir)
     }
 
@@ -174,6 +174,11 @@ impl StateDir {
     /// Directory of what became a void.
     pub fn rejected(&self) -> PathBuf {
         self.path.join("rejected")
+    }
+
+    /// File that keeps space for a full file system.
+    pub fn reserve(&self) -> PathBuf {
+        self.path.join("reserve")
     }
 
     /// File of the dataset declarations received last.

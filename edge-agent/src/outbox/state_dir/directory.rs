@@ -10,8 +10,17 @@ use super::StateDirError;
 
 const MODE: u32 = 0o700;
 /// What an agent makes in it, finished or not, and what a file system of its own has at its root.
-const OURS: &[&str] =
-    &["identity", "identity.draft", "lock", "outbox", "rejected", "declarations", "declarations.draft", "lost+found"];
+const OURS: &[&str] = &[
+    "identity",
+    "identity.draft",
+    "lock",
+    "outbox",
+    "rejected",
+    "declarations",
+    "declarations.draft",
+    "reserve",
+    "lost+found",
+];
 
 /// Makes the directory, or takes the one that is there; its mode is 0700 then.
 pub fn take(path: &Path) -> Result<(), StateDirError> {

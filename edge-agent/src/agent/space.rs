@@ -1,0 +1,132 @@
+//! A full file system under the state directory. What was read is not given up for it, and no file that is held open is
+//! let go by an end of the process: what was appended stays in memory, nothing is appended behind it, and it is tried
+//! again at each step until there is room.
+//!
+//! Invariants: nothing that is not stored is handed over for sending; while something waits for room, nothing is read
+//! into chunks, noted as complete, or replaced by a void.
+
+use std::time::Instant;
+
+use super::owner::{Owner, OwnerError};
+use crate::outbox::reserve::Reserve;
+use crate::outbox::room::has_reserve;
+use crate::outbox::{Outbox, OutboxError};
+use crate::ship::messages::FromShip;
+
+/// What the owner knows of the space under its state directory.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// Something waits for room.
+    pub full: bool,
+    /// Given up before that.
+    pub reserve: Reserve,
+    /// Batches that become voids when their bytes can be kept.
+    pub postponed: Vec<FromShip>,
+}
+
+impl Space {
+    pub(super) fn new(reserve: Reserve) -> Self {
+        Self { full: false, reserve, postponed: Vec::new() }
+    }
+}
+
+impl Owner {
+    /// Stores what was appended and hands it over for sending; without room it waits.
+    pub(super) fn commit(&mut self) -> Result<(), OwnerError> {
+        if let Some(stored) = self.attempt(Outbox::commit)? {
+            self.send(stored);
+        }
+        Ok(())
+    }
+
+    /// May something be appended now? Only if everything before it is stored and the segment has begun.
+    pub(super) fn has_space(&mut self) -> Result<bool, OwnerError> {
+        Ok(!self.space.full && self.attempt(Outbox::begin_if_needed)?.is_some())
+    }
+
+    /// The same for what can wait: it does, while less than the reserve is free.
+    pub(super) fn has_space_to_spare(&mut self, now: Instant) -> Result<bool, OwnerError> {
+        let spare = self.probe.get(&self.state_dir.outbox(), now).map_or(true, has_reserve);
+        Ok(spare && self.has_space()?)
+    }
+
+    /// Writes down releases and gives back space. Little free space is spent only to give back more.
+    pub(super) fn tidy(&mut self, now: Instant) -> Result<(), OwnerError> {
+        if !self.space.full && (self.outbox.gives_back() || self.has_space_to_spare(now)?) {
+            self.attempt(Outbox::tidy)?;
+        }
+        Ok(())
+    }
+
+    /// Tries again what waits for room.
+    pub(super) fn look_for_space(&mut self) -> Result<(), OwnerError> {
+        if !self.space.full {
+            return Ok(());
+        }
+        let Some(stored) = self.attempt(Outbox::commit)? else { return Ok(()) };
+        self.send(stored);
+        if self.run.is_some() && self.state_dir.is_restored() {
+            // The open that says so is durable only now.
+            self.state_dir.adopt()?;
+        }
+        if self.attempt(Outbox::begin_if_needed)?.is_some() {
+            self.space.full = false;
+            tracing::info!("the file system of the state directory has room again");
+            self.health.set_part("space", true, "");
+            self.gauges.say("no_space", None);
+        }
+        Ok(())
+    }
+
+    /// About once per second: voids that wait, and the reserve.
+    pub(super) fn upkeep_space(&mut self, now: Instant) -> Result<(), OwnerError> {
+        if let Ok(fs) = self.probe.get(&self.state_dir.outbox(), now) {
+            self.space.reserve.refill(fs);
+        }
+        for message in std::mem::take(&mut self.space.postponed) {
+            self.message(message, now)?;
+        }
+        Ok(())
+    }
+
+    /// A void waits: its bytes cannot be kept, or it cannot be appended.
+    pub(super) fn postpone(&mut self, void: FromShip) {
+        if self.space.postponed.is_empty() {
+            tracing::error!("no room to keep a rejected or damaged batch: it waits");
+        }
+        self.space.postponed.push(void);
+    }
+
+    /// None: there is no room, also without the reserve.
+    pub(super) fn attempt<T>(
+        &mut self,
+        work: impl Fn(&mut Outbox) -> Result<T, OutboxError>,
+    ) -> Result<Option<T>, OwnerError> {
+        let mut done = work(&mut self.outbox);
+        if done.as_ref().is_err_and(OutboxError::is_full) && self.space.reserve.release() {
+            done = work(&mut self.outbox);
+        }
+        match done {
+            Err(error) if error.is_full() => {
+                self.say_full(&error);
+                Ok(None)
+            }
+            done => Ok(Some(done?)),
+        }
+    }
+
+    fn say_full(&mut self, error: &OutboxError) {
+        if std::mem::replace(&mut self.space.full, true) {
+            return;
+        }
+        tracing::error!(error = %error, "the file system of the state directory is full: nothing is stored until it has room");
+        let path = self.state_dir.outbox();
+        let text = format!(
+            "the file system of {} is full ({error}): make room on it; until then nothing more is read or sent, log files \
+             are held open, and a restart would give up those that are deleted",
+            path.display()
+        );
+        self.health.set_part("space", false, text.clone());
+        self.gauges.say("no_space", Some(text));
+    }
+}
