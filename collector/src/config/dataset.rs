@@ -156,10 +156,10 @@ pub struct DatasetConfig {
     /// Mode of published files.
     #[serde(default = "file_mode")]
     pub file_mode: u32,
-    /// Mode of partition directories.
+    /// Mode of the directories of the dataset, and of that of its late events.
     #[serde(default = "dir_mode")]
     pub dir_mode: u32,
-    /// Group of published files; absent: as the destination gives it.
+    /// Group of published files and of those directories; absent: as the destination gives it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// Agents that may write it: names, or prefixes ended by `*`. Empty: everybody.
