@@ -90,9 +90,10 @@ impl Wait {
             }
             Trouble::Restored(from) => {
                 let advice = format!(
-                    "its state directory was restored or copied while run {from} may go on elsewhere. If the directory \
-                     was only moved: `catchment-edge-agent outbox adopt` before the next start. If what it was copied \
-                     from is gone: {}",
+                    "its state directory was restored or copied while run {from} may go on elsewhere. If what it was \
+                     copied from is gone, or the directory was only moved (say `catchment-edge-agent outbox adopt` before \
+                     the first start in a new place, and nothing waits): {}. If it goes on, stop the copy and abandon the \
+                     copy's run {origin} in the same way, not that of the original",
                     abandon(from, "")
                 );
                 (GapReason::Restored, advice)
@@ -172,6 +173,17 @@ pub fn word(reason: GapReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_copy_both_runs_are_named_for_either_may_be_the_one_to_abandon() {
+        let (agent, copy, original) = (AgentName::new("web-1").unwrap(), Origin::mint(7, 7), Origin::mint(5, 5));
+        let wait = Wait::of_trouble(&agent, copy, &Trouble::Restored(original), 0);
+        assert!(
+            wait.advice.contains(&copy.to_string()) && wait.advice.contains(&original.to_string()),
+            "{}",
+            wait.advice
+        );
+    }
 
     /// An operator copies them.
     #[test]

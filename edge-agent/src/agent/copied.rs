@@ -12,8 +12,9 @@ impl Owner {
         let named = newest.map_or_else(|| "nobody".to_owned(), |origin| origin.to_string());
         let text = format!(
             "at its start this state directory was found to be restored or copied: no mark of this agent counts before \
-             origin {named} is abandoned (`collector seal abandon`); of a directory that was only moved, say \
-             `edge-agent outbox adopt` before the next start"
+             origin {named} is abandoned (`collector seal abandon`), also if the directory was only moved: \
+             `catchment-edge-agent outbox adopt` has to be said before the first start in the new place. If the original still \
+             runs, stop this copy and abandon the origin of this run instead"
         );
         tracing::error!(previous = %named, "this state directory was restored or copied: the open says so");
         self.say_copied(text);
