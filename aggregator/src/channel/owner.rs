@@ -118,6 +118,9 @@ impl Owner {
 
     /// The forward side hears of the outcome only.
     fn write_anew(&mut self, doubtful: &[u64]) -> Result<(), LogError> {
+        // Room first: what was delivered meanwhile, and what an attempt on a full disk left behind, goes.
+        self.write_ledger();
+        self.unlink_finished()?;
         for &segment in doubtful {
             let batches = self.try_copy_forward(segment)?;
             tracing::info!(segment, batches, "what lay in a segment without a footer was written anew");

@@ -4,9 +4,9 @@
 //! Invariants: nothing that may have been a batch goes without a name in the log, a count, and a copy of its file
 //! (`*.at-start.seg.damaged`, which `channel check` reads); a segment's file is there, whole, at every moment.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use common::record_log::RecordReader;
@@ -105,7 +105,7 @@ fn keep(path: &Path, aside: &Path, view: &SegmentView) -> io::Result<()> {
 /// What can be read takes the file's place, with zeros for the rest, which the log takes for damage.
 fn replace_by_readable(path: &Path, aside: &Path) -> io::Result<()> {
     let unfinished = path.with_extension("seg.copy");
-    let mut copy = File::create(&unfinished)?;
+    let mut copy = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
     copy_file(&File::open(path)?, &mut copy)?;
     copy.sync_all()?;
     if !aside.exists() && fs::hard_link(path, aside).is_err() {
