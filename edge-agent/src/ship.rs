@@ -13,6 +13,7 @@ mod quarantined;
 pub mod queue;
 mod report;
 mod retry;
+mod unreadable;
 mod wrong;
 
 use std::collections::HashMap;
@@ -37,7 +38,7 @@ use self::quarantined::Quarantined;
 use self::queue::{Queue, Take};
 use self::retry::Retry;
 use crate::outbox::Stored;
-use crate::outbox::read::{BatchReadError, BatchReader};
+use crate::outbox::read::BatchReader;
 use crate::status::Gauges;
 
 /// Aggregators an agent talks to.
@@ -287,21 +288,6 @@ impl Ship {
                 tracing::debug!(%node, error, "aggregator did not answer");
                 self.balance.report(&node, Outcome::Failed, true, now, random);
                 self.queue.again(&take, now + self.retry.delay(take.attempts, random), Some(node));
-            }
-        }
-    }
-
-    fn unreadable(&mut self, take: &Take, error: BatchReadError, now: Instant) {
-        match error {
-            BatchReadError::Gone => self.queue.release(take.stored.origin, &[take.stored.seq].into_iter().collect()),
-            BatchReadError::Io(error) => {
-                tracing::warn!(error, "stored batch could not be read");
-                self.queue.again(take, now + Duration::from_secs(1), None);
-            }
-            BatchReadError::Damaged(detail) => {
-                if self.queue.replacing(take) {
-                    self.tell(FromShip::Damaged { stored: take.stored, detail });
-                }
             }
         }
     }

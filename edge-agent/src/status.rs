@@ -39,7 +39,7 @@ pub struct Sends {
     pub busy: Number,
     /// Elsewhere.
     pub retry: Number,
-    /// Became a void.
+    /// Called wrong: it goes elsewhere, or becomes a void.
     pub wrong: Number,
     /// Newer format than the aggregator reads.
     pub unsupported: Number,

@@ -11,6 +11,7 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 
 use super::owner::{Owner, OwnerError};
+use crate::outbox::read::BatchReadError;
 use crate::outbox::{Outbox, Stored, rejected};
 use crate::run::watch::Watch;
 use crate::run::{Run, mint_time, plan_open};
@@ -124,6 +125,10 @@ impl Owner {
         }
         let batch = match self.outbox.reader().read(place) {
             Ok(batch) => batch,
+            Err(BatchReadError::Io(_)) => {
+                self.postpone(postponed());
+                return Ok(());
+            }
             Err(error) => return self.damaged(stored, &error.to_string()),
         };
         let dir = self.outbox.rejected_dir().to_owned();

@@ -92,7 +92,7 @@ impl Owner {
     /// A void waits: its bytes cannot be kept, or it cannot be appended.
     pub(super) fn postpone(&mut self, void: FromShip) {
         if self.space.postponed.is_empty() {
-            tracing::error!("no room to keep a rejected or damaged batch: it waits");
+            tracing::error!("a rejected or damaged batch cannot be kept for now: it waits");
         }
         self.space.postponed.push(void);
     }

@@ -1,11 +1,13 @@
 //! Reads stored batches back for sending. Payloads are not kept in memory: only the last record read is, because the
 //! batches of one chunk lie in one record and are sent one after the other.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use common::record_log::{ReadError, RecordAt, RecordReader};
 use prost::Message;
+use rustix::io::Errno;
 
 use super::entry::Entry;
 use super::index::Place;
@@ -28,6 +30,9 @@ pub enum BatchReadError {
     /// The stored copy is damaged.
     #[error("the stored copy is damaged: {0}")]
     Damaged(String),
+    /// The disk, or its file system, does not give the bytes back.
+    #[error("the disk does not give the stored copy back: {0}")]
+    Medium(String),
     /// Reading failed for now.
     #[error("reading the outbox failed: {0}")]
     Io(String),
@@ -81,9 +86,10 @@ impl BatchReader {
         if let Some((_, opened)) = last.as_ref().filter(|(cached, _)| *cached == at) {
             return Ok(opened.clone());
         }
-        let record = self.log.read(at).map_err(|error| match error {
+        let record = self.log.read(at).map_err(|error| match &error {
             ReadError::NotFound { .. } => BatchReadError::Gone,
             ReadError::Corrupt { .. } => BatchReadError::Damaged(error.to_string()),
+            ReadError::Io { reason, .. } if is_of_medium(reason) => BatchReadError::Medium(error.to_string()),
             ReadError::Io { .. } => BatchReadError::Io(error.to_string()),
         })?;
         let entry = Entry::decode(record.meta.clone()).map_err(|e| BatchReadError::Damaged(e.to_string()))?;
@@ -91,5 +97,24 @@ impl BatchReader {
         let worth = opened.entry.batches.len() > 1 && opened.body.len() <= CACHED_BYTES;
         *last = worth.then(|| (at, opened.clone()));
         Ok(opened)
+    }
+}
+
+/// Too many open files, or no memory, pass; these mostly do not.
+fn is_of_medium(error: &io::Error) -> bool {
+    let of_medium = [Errno::IO, Errno::NODATA, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| of_medium.contains(&errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_not_the_medium() {
+        assert!(is_of_medium(&Errno::IO.into()));
+        for passes in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS] {
+            assert!(!is_of_medium(&passes.into()), "{passes}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! committed, or when that node has been given up.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::ids::Origin;
 use proto::intervals::IntervalSet;
@@ -40,6 +40,8 @@ struct Tracked {
     attempts: u32,
     avoid: Option<Node>,
     disputed: Disputed,
+    /// Reads of the stored copy that the disk failed, and when the first did.
+    failed_reads: Option<(u32, Instant)>,
 }
 
 /// A batch to send now.
@@ -107,7 +109,14 @@ impl Queue {
         self.drop_key(key);
         self.batches.insert(
             key,
-            Tracked { stored, state: State::Ready, attempts: 0, avoid: None, disputed: Disputed::default() },
+            Tracked {
+                stored,
+                state: State::Ready,
+                attempts: 0,
+                avoid: None,
+                disputed: Disputed::default(),
+                failed_reads: None,
+            },
         );
         self.ready.insert(key);
     }
@@ -192,6 +201,14 @@ impl Queue {
         let Some(tracked) = self.batches.get_mut(&take.key) else { return Disputed::default() };
         tracked.disputed.said(node, now);
         tracked.disputed.clone()
+    }
+
+    /// The disk failed a read of its stored copy: how often by now, and for how long.
+    pub fn read_failed(&mut self, take: &Take, now: Instant) -> (u32, Duration) {
+        let Some(tracked) = self.batches.get_mut(&take.key) else { return (0, Duration::ZERO) };
+        let (times, since) = tracked.failed_reads.unwrap_or((0, now));
+        tracked.failed_reads = Some((times + 1, since));
+        (times + 1, now.saturating_duration_since(since))
     }
 
     /// The answer was *busy*: that is no failed attempt, and takes nothing out of the retry budget.
@@ -425,6 +442,17 @@ mod tests {
 
     fn set(seqs: impl IntoIterator<Item = u64>) -> IntervalSet {
         seqs.into_iter().collect()
+    }
+
+    #[test]
+    fn failed_reads_are_counted_per_batch() {
+        let now = Instant::now();
+        let mut queue = filled(true, 2);
+        let (first, second) = (queue.take(now, 1 << 20).unwrap(), queue.take(now, 1 << 20).unwrap());
+        assert_eq!(queue.read_failed(&first, now), (1, Duration::ZERO));
+        let later = now + Duration::from_secs(60);
+        assert_eq!(queue.read_failed(&first, later), (2, Duration::from_secs(60)));
+        assert_eq!(queue.read_failed(&second, later), (1, Duration::ZERO), "another batch");
     }
 
     #[test]
