@@ -138,11 +138,6 @@ impl Run {
     pub fn begin_drain(&mut self) {
         self.noted = None;
     }
-
-    /// When [`mark_due`](Self::mark_due) or [`gate_timed_out`](Self::gate_timed_out) may change by time alone.
-    pub fn next_deadline(&self) -> Instant {
-        self.gate.map_or(self.due, |gate| gate.min(self.due))
-    }
 }
 
 #[cfg(test)]

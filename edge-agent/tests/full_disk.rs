@@ -75,8 +75,9 @@ async fn a_full_file_system_costs_nothing_that_was_held() {
 
     // While acks are awaited nothing is given back; the log is deleted with bytes that nobody has read.
     fake.with(|state| (state.commit_at_once, state.commit_opens_only) = (false, true));
-    bench.write_noise(8000);
     let filler = small.fill();
+    bench.write_noise(8000);
+    small.fill();
     fs::remove_file(bench.log()).unwrap();
     // More than a mark is due meanwhile, and the reserve is given up and eaten.
     for _ in 0..150 {

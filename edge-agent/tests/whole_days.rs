@@ -323,6 +323,28 @@ async fn what_the_original_appends_later_stops_the_marks_of_a_running_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_outbox_begins_anew_and_says_what_is_true() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    bench.write(10);
+    let config = bench.config(&fake, "mark_every = \"1s\"");
+    assert_eq!(once(config.clone()).await, End::Clean);
+    std::fs::remove_dir_all(bench.state().join("outbox")).unwrap();
+    let before = fake.with(|state| marks(state).len());
+    let (stop, task) = start(config, false);
+    fake.until("its marks", |state| marks(state).len() > before).await;
+    let status = ask(bench.admin, "GET", "/status").unwrap();
+    let said = status["restored_or_copied"].as_str().unwrap();
+    assert!(said.contains("begins anew") && !said.contains("no mark of this agent counts"), "{said}");
+    fake.with(|state| {
+        let second = state.origins()[1];
+        let open = open_of(state, second);
+        assert!(open.restored && open.restored_from.is_empty() && open.previous.is_none(), "{open:?}");
+    });
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_is_noticed_also_when_the_start_did_not_wait_for_all_answers() {
     let (fake, mut bench) = (Fake::start().await, Bench::new());
     let clone = cloned(&fake, &mut bench).await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::record_log::recovery::{self, Found};
+use crate::record_log::recovery::{self, Found, Scan};
 use crate::record_log::segment::{self, RECORD_HEADER_BYTES, TRAILER_BYTES};
 use crate::record_log::{Corruption, LoadedRecord, LogError};
 
@@ -54,6 +54,8 @@ pub struct Survey {
     pub records: Vec<LoadedRecord>,
     /// End of the last valid record.
     pub end: u64,
+    /// Records from here on stand behind bytes that were perhaps never synced: nobody was told that they are stored.
+    pub stored_end: u64,
 }
 
 /// A record whose fixed part is intact and whose contents are not: what it claims to be.
@@ -90,12 +92,21 @@ impl Survey {
                     (None, Some(offset)) => Seal::TrailerDamaged { offset },
                     (None, None) => Seal::None,
                 };
-                return Ok(Self { bytes: scan.bytes, sound: scan.sound, seal, records: scan.records, end: scan.end });
+                let unsynced = scan.corrupt.iter().filter(|damage| damage.maybe_unsynced).map(|damage| damage.offset);
+                let stored_end = unsynced.min().unwrap_or(u64::MAX);
+                let Scan { bytes, sound, records, end, .. } = scan;
+                return Ok(Self { bytes, sound, seal, records, end, stored_end });
             }
         };
         let offset = footer_of(bytes, &footer);
-        let mut survey =
-            Self { bytes, sound: true, seal: Seal::Good { footer, offset }, records: Vec::new(), end: offset };
+        let mut survey = Self {
+            bytes,
+            sound: true,
+            seal: Seal::Good { footer, offset },
+            records: Vec::new(),
+            end: offset,
+            stored_end: u64::MAX,
+        };
         if records {
             let scan = recovery::scan_to(path, id, offset)?;
             (survey.records, survey.end) = (scan.records, scan.end);

@@ -9,7 +9,14 @@ use crate::run::watch::Noticed;
 impl Owner {
     /// The open of this run will say *restored*: known at the start.
     pub(super) fn say_restored(&mut self, newest: Option<Origin>) {
-        let named = newest.map_or_else(|| "nobody".to_owned(), |origin| origin.to_string());
+        let Some(named) = newest else {
+            tracing::error!("the outbox of this state directory is gone: this run begins anew");
+            let text = "the outbox of this state directory was removed, its identity was not: this run begins anew, its \
+                        marks count; what the runs before it had not sent is gone, and days wait for them until their \
+                        origins are abandoned (`collector seal status` names them, `collector seal abandon`)";
+            self.gauges.say("restored_or_copied", Some(text.to_owned()));
+            return;
+        };
         let text = format!(
             "at its start this state directory was found to be restored or copied: no mark of this agent counts before \
              origin {named} is abandoned (`collector seal abandon`), also if the directory was only moved: \

@@ -14,7 +14,7 @@ use super::admin_client::{AskError, ask};
 use crate::config::AgentConfig;
 use crate::outbox::index::Ended;
 use crate::outbox::look::look;
-use crate::outbox::state_dir::adopt::is_locked;
+use crate::outbox::state_dir::adopt::{is_locked, own_user};
 
 /// Between two questions to an agent that is leaving, and after its end, before it is looked for once more.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -40,7 +40,10 @@ pub fn ask_running(config: &AgentConfig) -> Result<Way> {
             "the agent that answers at {listen} is {}, not {name}: set `admin.listen` to the address of {name}",
             status["agent"]
         ),
-        Err(AskError::Nobody { .. }) if !is_locked(&config.state_dir) => Ok(Way::Here),
+        Err(AskError::Nobody { .. }) if !is_locked(&config.state_dir) => {
+            own_user(&config.state_dir)?;
+            Ok(Way::Here)
+        }
         Err(AskError::Nobody { at, .. }) => bail!(
             "an agent runs on {}, but nobody answers at {at}: set `admin.listen` to its address, or stop it first",
             config.state_dir.display()

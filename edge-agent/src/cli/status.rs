@@ -226,7 +226,7 @@ impl Status {
                 Some(seconds) => format!("{seconds} s"),
             }
         )?;
-        for key in ["restored_or_copied", "undeclared", "refused", "leaving"] {
+        for key in ["no_space", "restored_or_copied", "undeclared", "refused", "leaving"] {
             if let Some(text) = live[key].as_str() {
                 writeln!(out, "  {key}: {text}")?;
             }

@@ -180,11 +180,6 @@ impl Index {
         &self.rows
     }
 
-    /// Sources with saved positions.
-    pub fn sources(&self) -> impl Iterator<Item = &str> {
-        self.positions.keys().map(String::as_str)
-    }
-
     /// One origin.
     pub fn row(&self, origin: Origin) -> Option<&OriginRow> {
         self.rows.iter().rev().find(|row| row.origin == origin)

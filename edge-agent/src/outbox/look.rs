@@ -103,8 +103,9 @@ pub struct Look {
 
 /// Looks at the outbox in `dir`. `deep`: every record is read and its CRC checked, else only what the state needs.
 pub fn look(dir: &Path, deep: bool) -> Result<Look, LookError> {
+    let mut sealed = HashMap::new();
     for _ in 0..ATTEMPTS {
-        if let Some(look) = attempt(dir, deep)? {
+        if let Some(look) = attempt(dir, deep, &mut sealed)? {
             return Ok(look);
         }
     }
@@ -112,7 +113,9 @@ pub fn look(dir: &Path, deep: bool) -> Result<Look, LookError> {
 }
 
 /// None: a file has vanished.
-fn attempt(dir: &Path, deep: bool) -> Result<Option<Look>, LookError> {
+///
+/// `sealed`: what was found in sealed segments before, which change no more.
+fn attempt(dir: &Path, deep: bool, sealed: &mut HashMap<u64, Survey>) -> Result<Option<Look>, LookError> {
     let files = survey::segment_files(dir).map_err(|reason| match reason.kind() {
         io::ErrorKind::NotFound => LookError::NotThere { path: dir.to_owned() },
         _ => LookError::Denied { path: dir.to_owned(), reason },
@@ -120,7 +123,7 @@ fn attempt(dir: &Path, deep: bool) -> Result<Option<Look>, LookError> {
     let mut look = Look::default();
     let newest = files.last().map(|(id, _)| *id);
     for (id, path) in files {
-        let survey = match Survey::of(&path, id, deep) {
+        let survey = match sealed.get(&id).cloned().map_or_else(|| Survey::of(&path, id, deep), Ok) {
             Ok(survey) => survey,
             Err(LogError::Storage { reason, .. }) if reason.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(LogError::Storage { reason, .. }) => {
@@ -129,6 +132,9 @@ fn attempt(dir: &Path, deep: bool) -> Result<Option<Look>, LookError> {
             }
             Err(other) => return Err(OutboxError::from(other).into()),
         };
+        if matches!(survey.seal, Seal::Good { .. }) {
+            sealed.insert(id, survey.clone());
+        }
         look.take(id, &path, survey, Depth { deep, newest: newest == Some(id) })?;
     }
     look.holes = look.index.settle();
@@ -162,7 +168,8 @@ impl Look {
         };
         for record in &survey.records {
             let entry = Entry::decode(record.meta.clone()).map_err(undecodable)?;
-            if sealed.is_none() {
+            // As a start does: behind bytes that were perhaps never synced nothing counts as stored.
+            if sealed.is_none() && record.at.offset < survey.stored_end {
                 self.index.apply(record.at, &entry)?;
             }
             self.records.insert(record.at, entry);

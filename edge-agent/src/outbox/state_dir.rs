@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use proto::ids::AgentName;
 use serde::{Deserialize, Serialize};
@@ -72,6 +72,19 @@ pub enum StateDirError {
         /// Why.
         detail: String,
     },
+    /// Files of another user would lock the agent out.
+    #[error(
+        "{path} belongs to user {owner}, and this command runs as user {own}: run it as the agent's user (`sudo -u`), else \
+         the agent could not open what it makes"
+    )]
+    User {
+        /// The state directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who runs the command.
+        own: u32,
+    },
     /// The file system said no.
     #[error("{path} cannot be used: {error}")]
     Io {
@@ -81,6 +94,9 @@ pub enum StateDirError {
         error: io::Error,
     },
 }
+
+/// A tool that only looks holds the lock, shared, for an instant: a start waits that long for it.
+const PATIENCE: [Duration; 20] = [Duration::from_millis(50); 20];
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Identity {
@@ -234,10 +250,14 @@ fn write_identity(dir: &Path, identity: &Identity) -> Result<(), StateDirError> 
 }
 
 fn take_lock(lock: &File, dir: &Path, path: &Path) -> Result<(), StateDirError> {
-    match lock.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(StateDirError::Locked { path: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(StateDirError::Io { path: path.to_owned(), error }),
+    let mut patience = PATIENCE.iter();
+    loop {
+        match (lock.try_lock(), patience.next()) {
+            (Ok(()), _) => return Ok(()),
+            (Err(TryLockError::WouldBlock), Some(wait)) => std::thread::sleep(*wait),
+            (Err(TryLockError::WouldBlock), None) => return Err(StateDirError::Locked { path: dir.to_owned() }),
+            (Err(TryLockError::Error(error)), _) => return Err(StateDirError::Io { path: path.to_owned(), error }),
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! Said of a directory that *was* copied, while the original goes on, it hides nothing and loses nothing, but the marks
 //! of the copy count until the log has a record that the original appended later: see `docs/state-directory.md`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use proto::ids::AgentName;
@@ -43,6 +43,9 @@ pub struct Adoption {
 pub fn adopt(path: &Path, agent: &AgentName, dry_run: bool) -> Result<Adoption, StateDirError> {
     if !path.join("outbox").is_dir() {
         return Err(StateDirError::NotThere { path: path.to_owned() });
+    }
+    if !dry_run {
+        own_user(path)?;
     }
     let _lock = lock(path, dry_run)?;
     let (recorded, now) = (read_identity(path)?, identity_now(path, agent)?);
@@ -82,9 +85,20 @@ fn lock(dir: &Path, dry_run: bool) -> Result<Option<File>, StateDirError> {
     }
 }
 
-/// Is an agent running on this directory? Changes nothing.
+/// Is an agent running on this directory? Changes nothing, and disturbs no other look; a start waits for it.
 pub fn is_locked(dir: &Path) -> bool {
-    matches!(lock(dir, true), Err(StateDirError::Locked { .. }))
+    let lock = File::open(dir.join("lock"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Does this process run as the user whose directory it is? A directory that is not there yet is nobody's.
+pub fn own_user(dir: &Path) -> Result<(), StateDirError> {
+    let owner = match std::fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(|error| StateDirError::Io { path: dir.to_owned(), error })?.uid(),
+    };
+    let own = rustix::process::geteuid().as_raw();
+    if owner == own { Ok(()) } else { Err(StateDirError::User { path: dir.to_owned(), owner, own }) }
 }
 
 /// Whose a state directory is, and whether it still is the directory that agent knows.
@@ -158,5 +172,39 @@ mod tests {
         let nothing = adopt(root.path(), &name("web-1"), false).unwrap_err();
         assert!(nothing.to_string().contains("holds no outbox"), "{nothing}");
         assert!(!root.path().join("lock").exists());
+    }
+
+    #[test]
+    fn another_users_directory_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        drop(StateDir::open(&path, &AgentName::new("web-1").unwrap()).unwrap());
+        own_user(&path).unwrap();
+        own_user(&dir.path().join("missing")).unwrap();
+        if std::os::unix::fs::chown(&path, Some(4711), None).is_err() {
+            eprintln!("SKIPPED: only root can give a directory to another user");
+            return;
+        }
+        let refused = adopt(&path, &AgentName::new("web-1").unwrap(), false).unwrap_err();
+        assert!(matches!(refused, StateDirError::User { owner: 4711, .. }), "{refused}");
+        assert!(refused.to_string().contains("sudo -u"), "{refused}");
+    }
+
+    #[test]
+    fn a_start_waits_for_a_look_and_looks_disturb_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let name = AgentName::new("web-1").unwrap();
+        drop(StateDir::open(&path, &name).unwrap());
+        let look = File::open(path.join("lock")).unwrap();
+        look.lock_shared().unwrap();
+        assert!(!is_locked(&path), "a look is taken for an agent");
+        let start = std::thread::spawn({
+            let path = path.clone();
+            move || StateDir::open(&path, &name).map(|_| is_locked(&path))
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(look);
+        assert!(start.join().unwrap().unwrap(), "an agent that runs is not seen");
     }
 }
