@@ -223,6 +223,8 @@ async fn play(seed: u64, days: i64) {
     month.home().await;
     check::the_end(&month.world);
     println!("heap when all agents have left: {} KiB", month.heap() / 1024);
+    month.world.end().await;
+    println!("heap when the collectors are gone too: {} KiB", month.heap() / 1024);
     for (week, heap) in heaps.iter().enumerate() {
         println!("heap of week {}: {heap}", week + 1);
     }

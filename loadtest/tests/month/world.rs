@@ -262,6 +262,16 @@ impl World {
         }
     }
 
+    /// All collectors are gone.
+    pub async fn end(&mut self) {
+        for mut slot in self.slots.drain(..) {
+            if let Some(task) = slot.task.take() {
+                task.abort();
+                let _ = task.await;
+            }
+        }
+    }
+
     /// An operator's word.
     pub async fn operator(&mut self, action: Action) {
         let source = Box::new(Seeded(SmallRng::seed_from_u64(self.rng.random()), self.clock.clone()));
