@@ -6,6 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use edge_agent::outbox::entry::Position;
 use edge_agent::outbox::index::Kind;
+use edge_agent::outbox::look::look;
 use edge_agent::outbox::{ChunkAppend, Options, Outbox, OutboxError, Recovered, Stored};
 use proptest::prelude::*;
 use proto::header::Header;
@@ -355,6 +356,29 @@ fn damage_in_a_group_that_was_synced_costs_one_record() {
     assert_eq!(recovered.voided, [(origin(1), 1)], "{:?}", recovered.damage);
     assert_eq!(position(&outbox), 3);
     assert_eq!(outbox.newest_origin().unwrap().1, 4);
+}
+
+#[test]
+fn a_look_counts_what_a_start_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut outbox, _) = open(dir.path());
+    outbox.append_open(origin(1), wire::Open::default()).unwrap();
+    outbox.commit().unwrap();
+    // The second record does not prove that the first was durable: neither was ever told to be stored.
+    outbox.append_chunk(origin(1), chunk(1, 500, 1)).unwrap();
+    outbox.append_chunk(origin(1), chunk(1, 500, 2)).unwrap();
+    let group = outbox.commit().unwrap();
+    drop(outbox);
+    let file = newest_file(dir.path());
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[group[0].place.at.offset as usize + 300] ^= 0xff;
+    std::fs::write(&file, bytes).unwrap();
+    for deep in [false, true] {
+        let look = look(&options(dir.path()).dir, deep).unwrap();
+        assert_eq!((look.index.rows().last().unwrap().next, look.holes), (1, vec![]), "deep: {deep}");
+    }
+    let (outbox, recovered) = open(dir.path());
+    assert_eq!((outbox.newest_origin().unwrap().1, recovered.voided), (1, vec![]));
 }
 
 #[test]
