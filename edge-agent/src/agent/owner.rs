@@ -222,7 +222,10 @@ impl Owner {
                 return Ok(Step::Wait(wait));
             }
             if !self.has_space()? {
-                return Ok(Step::Wait(self.options.idle));
+                let nothing =
+                    || End::Unfinished(vec!["the file system of state_dir is full: nothing was begun".into()]);
+                let stops = self.drain.is_stopping();
+                return Ok(if stops { Step::Over(nothing()) } else { Step::Wait(self.options.idle) });
             }
             self.begin(now)?;
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::owner::{Owner, OwnerError};
 use crate::outbox::reserve::Reserve;
-use crate::outbox::room::has_reserve;
+use crate::outbox::room::{RESERVE_BYTES, has_reserve};
 use crate::outbox::{Outbox, OutboxError};
 use crate::ship::messages::FromShip;
 
@@ -18,6 +18,8 @@ use crate::ship::messages::FromShip;
 pub(super) struct Space {
     /// Something waits for room.
     pub full: bool,
+    /// Less than the reserve is free.
+    low: bool,
     /// Given up before that.
     pub reserve: Reserve,
     /// Batches that become voids when their bytes can be kept.
@@ -26,7 +28,7 @@ pub(super) struct Space {
 
 impl Space {
     pub(super) fn new(reserve: Reserve) -> Self {
-        Self { full: false, reserve, postponed: Vec::new() }
+        Self { full: false, low: false, reserve, postponed: Vec::new() }
     }
 }
 
@@ -70,10 +72,10 @@ impl Owner {
             self.state_dir.adopt()?;
         }
         if self.attempt(Outbox::begin_if_needed)?.is_some() {
-            self.space.full = false;
+            // Whether little is free is said anew.
+            (self.space.full, self.space.low) = (false, false);
             tracing::info!("the file system of the state directory has room again");
-            self.health.set_part("space", true, "");
-            self.gauges.say("no_space", None);
+            self.say_space(None);
         }
         Ok(())
     }
@@ -82,6 +84,7 @@ impl Owner {
     pub(super) fn upkeep_space(&mut self, now: Instant) -> Result<(), OwnerError> {
         if let Ok(fs) = self.probe.get(&self.state_dir.outbox(), now) {
             self.space.reserve.refill(fs);
+            self.say_low(!has_reserve(fs));
         }
         for message in std::mem::take(&mut self.space.postponed) {
             self.message(message, now)?;
@@ -115,6 +118,27 @@ impl Owner {
         }
     }
 
+    fn say_low(&mut self, low: bool) {
+        if std::mem::replace(&mut self.space.low, low) == low || self.space.full {
+            return;
+        }
+        let text = low.then(|| {
+            let path = self.state_dir.outbox();
+            tracing::error!("the file system of the state directory is nearly full: no marks are made");
+            format!(
+                "less than {RESERVE_BYTES} bytes are free on the file system of {}: make room on it; until then no marks \
+                 are made, and days wait for this agent",
+                path.display()
+            )
+        });
+        self.say_space(text);
+    }
+
+    fn say_space(&self, text: Option<String>) {
+        self.health.set_part("space", text.is_none(), text.clone().unwrap_or_default());
+        self.gauges.say("no_space", text);
+    }
+
     fn say_full(&mut self, error: &OutboxError) {
         if std::mem::replace(&mut self.space.full, true) {
             return;
@@ -126,7 +150,6 @@ impl Owner {
              are held open, and a restart would give up those that are deleted",
             path.display()
         );
-        self.health.set_part("space", false, text.clone());
-        self.gauges.say("no_space", Some(text));
+        self.say_space(Some(text));
     }
 }

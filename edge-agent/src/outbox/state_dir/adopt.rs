@@ -175,6 +175,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
     fn another_users_directory_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
