@@ -5,39 +5,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
-use collector::store::{Entry, Renamed, StagedFile, Stat, Store, StoreFuture};
+use collector::store::{Entry, Renamed, StagedFile, Stat, Store, StoreError, StoreFuture};
+use tokio_util::sync::CancellationToken;
 
 /// Calls that are left.
 #[derive(Debug, Clone)]
-pub struct Cut(Arc<AtomicI64>);
+pub struct Cut {
+    left: Arc<AtomicI64>,
+    gone: CancellationToken,
+}
 
 impl Default for Cut {
     fn default() -> Self {
-        Self(Arc::new(AtomicI64::new(i64::MAX)))
+        Self { left: Arc::new(AtomicI64::new(i64::MAX)), gone: CancellationToken::new() }
     }
 }
 
 impl Cut {
     pub fn after(&self, calls: i64) {
-        self.0.store(calls, Ordering::SeqCst);
+        self.left.store(calls, Ordering::SeqCst);
     }
 
     pub fn is_cut(&self) -> bool {
-        self.0.load(Ordering::SeqCst) < 0
+        self.left.load(Ordering::SeqCst) < 0
+    }
+
+    /// The run is gone: whatever of it still waits for an answer gets an error, and ends. In a process of its own it
+    /// would have ended with it.
+    pub fn bury(&self) {
+        self.after(-1);
+        self.gone.cancel();
     }
 
     fn pass<'a, T: Send + 'a>(&self, call: StoreFuture<'a, T>) -> StoreFuture<'a, T> {
-        let left = Arc::clone(&self.0);
+        let Self { left, gone } = self.clone();
         Box::pin(async move {
             let left = left.fetch_sub(1, Ordering::SeqCst);
-            if left < 0 {
-                return std::future::pending().await;
+            if left >= 0 {
+                let answer = call.await;
+                if left > 0 {
+                    return answer;
+                }
             }
-            let answer = call.await;
-            if left == 0 {
-                return std::future::pending().await;
-            }
-            answer
+            gone.cancelled().await;
+            Err(StoreError::Other { op: "any", path: String::new(), detail: "this run is dead".into() })
         })
     }
 }

@@ -196,6 +196,7 @@ impl World {
                     Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                     Err(_) => {}
                 }
+                slot.cut.bury();
                 slot.dead_since = now;
                 self.deaths += 1;
             }
@@ -269,6 +270,7 @@ impl World {
                 task.abort();
                 let _ = task.await;
             }
+            slot.cut.bury();
         }
     }
 
