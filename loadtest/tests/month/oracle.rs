@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use proto::header::Kind;
-use proto::ids::{BatchId, Origin, Partition};
+use proto::ids::{AgentName, BatchId, Origin, Partition};
 use proto::intervals::IntervalSet;
 use proto::record::{decode_record, number_name};
 use proto::wire::commit_record::Action;
@@ -121,6 +121,8 @@ impl Place {
 pub struct Oracle {
     root: PathBuf,
     pub next: u64,
+    /// Clones of a name share its bytes: one of each is kept here, so that no batch's own is kept alive.
+    names: BTreeMap<String, AgentName>,
     pub lines: Lines,
     /// Agents that may send a line again: an older copy of their state was put in the place of the newer.
     pub repeats: BTreeSet<String>,
@@ -146,6 +148,7 @@ impl Oracle {
         Self {
             root,
             next: 0,
+            names: BTreeMap::new(),
             lines: Lines::default(),
             repeats: BTreeSet::new(),
             truth: HashMap::new(),
@@ -161,9 +164,16 @@ impl Oracle {
         }
     }
 
+    fn id(&mut self, agent: &str, origin: Origin, seq: u64) -> BatchId {
+        if !self.names.contains_key(agent) {
+            self.names.insert(agent.to_owned(), AgentName::new(agent).unwrap());
+        }
+        BatchId { agent: self.names[agent].clone(), origin, seq }
+    }
+
     /// An agent sent it.
     pub fn sent(&mut self, batch: &Batch) {
-        let id = batch.id.clone();
+        let id = self.id(batch.id.agent.as_str(), batch.id.origin, batch.id.seq);
         let said = match &batch.header.kind {
             Kind::Open(open) => Said::Open(Open::of(id.origin, open)),
             Kind::Data(data) => {
@@ -277,7 +287,7 @@ impl Oracle {
             let seqs = opens.chain(cover.marks.iter().map(|mark| mark.seq));
             let seqs = seqs.chain(cover.closes.iter().map(|close| close.seq)).chain(set(&cover.data));
             for seq in seqs {
-                let id = BatchId { agent: proto::ids::AgentName::new(&cover.agent).unwrap(), origin, seq };
+                let id = self.id(&cover.agent, origin, seq);
                 let said = self.truth.get(&id).unwrap_or_else(|| panic!("nobody sent {id}")).clone();
                 assert_eq!(self.covered.insert(id.clone(), n), None, "I4: {id} again in record {n}");
                 if let Said::Data(part, lines) = &said {
