@@ -261,7 +261,7 @@ impl Coordinator {
 
     /// Takes one event; what is to be done comes back in order.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
-        if self.stopped {
+        if self.stopped || self.drained {
             return Vec::new();
         }
         if !self.check_age(now.instant) {
@@ -305,6 +305,10 @@ impl Coordinator {
         self.roll(now.instant);
         self.plan(now);
         self.end_drain(now);
+        // A draft of the last record may be under way still: whoever was retired by another one renames it no more.
+        if self.drained {
+            return;
+        }
         if let Some(step) = self.planner.poll(now.instant) {
             self.step_sent = now.instant;
             self.actions.push(Action::Step(step));

@@ -327,6 +327,25 @@ mod tests {
         assert_eq!(drafts(Some(WITHIN), 0), (None, true), "nothing is old, and the clock is right");
     }
 
+    /// Its own last record is under way when it reads that somebody else retired it.
+    #[test]
+    fn a_run_that_was_retired_while_it_leaves_renames_nothing_more() {
+        let begun = Instant::now() + Duration::from_secs(1);
+        let now = Now { instant: begun, unix_ms: BASE };
+        let mut owner = coordinator_on(replayed(), None);
+        owner.handle(Event::Drain, now);
+        assert!(owner.leaving.is_some() && owner.planner.draft().is_some());
+        owner.handle(Event::Stepped(Box::new(Outcome::Written)), now);
+        owner.handle(Event::Stepped(Box::new(Outcome::Renamed(Renamed::TargetExists))), now);
+        let retire = Said::Retire(wire::Retire { incarnation: "run".into(), reason: "no sign of life".into() });
+        let record = wire::CommitRecord { incarnation: "other".into(), action: Some(retire), ..Default::default() };
+        let read = Outcome::Record { n: 1, record: Box::new(record) };
+        let actions = owner.handle(Event::Stepped(Box::new(read)), now);
+        assert!(actions.iter().any(|action| matches!(action, Action::Drained)));
+        assert!(!actions.iter().any(|action| matches!(action, Action::Step(_))), "{actions:?}");
+        assert!(owner.handle(Event::Tick, now).is_empty());
+    }
+
     #[test]
     fn a_record_from_the_future_makes_nobody_silent() {
         let mut view = replayed().view;
