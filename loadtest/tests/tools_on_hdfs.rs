@@ -125,7 +125,9 @@ impl Farm {
     /// Lines in published files.
     fn published(&self) -> BTreeMap<String, u64> {
         let mut lines = BTreeMap::new();
-        for (_, bytes) in files(&self.root).into_iter().filter(|(path, _)| path.ends_with(".log.zst") && !path.starts_with('_')) {
+        for (_, bytes) in
+            files(&self.root).into_iter().filter(|(path, _)| path.ends_with(".log.zst") && !path.starts_with('_'))
+        {
             let text = String::from_utf8(zstd::stream::decode_all(&bytes[..]).unwrap()).unwrap();
             text.lines().for_each(|line| *lines.entry(line.to_owned()).or_default() += 1);
         }
