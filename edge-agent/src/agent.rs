@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use common::admin::{self, Health};
 use common::peers::PeerList;
+use common::reserve::Reserve;
 use common::supervise::Shutdown;
 use common::telemetry::Telemetry;
 use proto::ids::AgentName;
@@ -28,8 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::owner::{End, Owner, OwnerOptions, Parts};
 use self::source::{Batching, Source};
 use crate::config::{Ack, AgentConfig, SourceConfig, host_name};
-use crate::outbox::reserve::Reserve;
-use crate::outbox::room::{FileSystemProbe, Limits, has_reserve};
+use crate::outbox::room::{FileSystemProbe, Limits, RESERVE_BYTES, has_reserve};
 use crate::outbox::state_dir::StateDir;
 use crate::outbox::{Options, Outbox};
 use crate::pipeline::{Pipeline, PipelineContext};
@@ -294,7 +294,7 @@ fn open_outbox(config: &AgentConfig, tuning: &Tuning, state_dir: &StateDir, gaug
     let started = Instant::now();
     if FileSystemProbe::default().get(&options.dir, started).is_ok_and(|fs| !has_reserve(fs)) {
         tracing::warn!("the file system of the state directory is full, the start uses up the reserve");
-        Reserve::at(state_dir.reserve()).release();
+        Reserve::at(state_dir.reserve(), RESERVE_BYTES).release();
     }
     let (outbox, recovered) = Outbox::open(options)?;
     let (batches, bytes) = outbox.index().kept();

@@ -13,7 +13,6 @@ pub mod index;
 pub mod look;
 pub mod read;
 pub mod rejected;
-pub mod reserve;
 pub mod room;
 pub mod salvage;
 pub mod state_dir;

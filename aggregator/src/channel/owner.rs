@@ -9,12 +9,13 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::record_log::LogError;
+use common::reserve::Reserve;
 use proto::header::Kind;
 use proto::ids::BatchId;
 use proto::wire;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
-use super::disk::{self, Reserve};
+use super::disk;
 use super::index::{NewEntry, Route, SeqKind};
 use super::lock::DirLock;
 use super::meta::encode_meta;
@@ -70,7 +71,8 @@ impl Owner {
     ) -> Result<Self, ChannelError> {
         let lock = recover::lock(&options.data_dir)?;
         let opened = recover::open(&options, &stats, unix_ms(), 0)?;
-        let reserve = Reserve::take(&options.data_dir);
+        let mut reserve = disk::reserve(&options.data_dir);
+        reserve.refill();
         let now = Instant::now();
         let mut owner = Self {
             options,

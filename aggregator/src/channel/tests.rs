@@ -13,7 +13,7 @@ use proto::ids::{AgentName, BatchId, Origin};
 use proto::wire;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
-use super::disk::Reserve;
+use super::disk;
 use super::owner::Owner;
 use super::*;
 
@@ -248,7 +248,7 @@ fn a_low_disk_refuses_and_the_ledger_outlives_it() {
     bench.owner.options.keep_free_bytes = 0;
     bench.tick();
     assert_eq!(bench.append("a", 2, 100), Appended::Durable);
-    assert!(Reserve::take(bench.dir.path()).release(), "the reserve is there");
+    assert!(disk::reserve(bench.dir.path()).release(), "the reserve is there");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use common::admin::Health;
+use common::reserve::Reserve;
 use proto::ids::Origin;
 use proto::wire;
 use tokio::sync::mpsc::UnboundedSender;
@@ -18,8 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::drain::{Drain, Ending};
 use super::source::{Batching, Source};
 use super::space::Space;
-use crate::outbox::reserve::Reserve;
-use crate::outbox::room::{FileSystemProbe, Full, Limits, Room};
+use crate::outbox::room::{FileSystemProbe, Full, Limits, RESERVE_BYTES, Room};
 use crate::outbox::state_dir::StateDir;
 use crate::outbox::{Outbox, OutboxError, Stored, rejected};
 use crate::pipeline::Declarations;
@@ -176,7 +176,7 @@ impl Owner {
             contact_until: now + options.contact_timeout,
             origin_bits,
             options,
-            space: Space::new(Reserve::at(state_dir.reserve())),
+            space: Space::new(Reserve::at(state_dir.reserve(), RESERVE_BYTES)),
             state_dir,
             outbox,
             sources,

@@ -7,9 +7,10 @@
 
 use std::time::Instant;
 
+use common::reserve::Reserve;
+
 use super::owner::{Owner, OwnerError};
-use crate::outbox::reserve::Reserve;
-use crate::outbox::room::{RESERVE_BYTES, has_reserve};
+use crate::outbox::room::{RESERVE_BYTES, has_reserve, may_take_reserve};
 use crate::outbox::{Outbox, OutboxError};
 use crate::ship::messages::FromShip;
 
@@ -83,7 +84,9 @@ impl Owner {
     /// About once per second: voids that wait, and the reserve.
     pub(super) fn upkeep_space(&mut self, now: Instant) -> Result<(), OwnerError> {
         if let Ok(fs) = self.probe.get(&self.state_dir.outbox(), now) {
-            self.space.reserve.refill(fs);
+            if may_take_reserve(fs) {
+                self.space.reserve.refill();
+            }
             self.say_low(!has_reserve(fs));
         }
         for message in std::mem::take(&mut self.space.postponed) {
