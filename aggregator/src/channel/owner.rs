@@ -100,8 +100,10 @@ impl Owner {
     /// a sync of it may have failed, in this process or before, and then the kernel may have dropped the pages. So it is
     /// written anew before anything of it is said to be held. When that fails (a full disk), nothing is acknowledged, and
     /// what can be read is delivered all the same.
-    fn begin(&mut self, opened: Opened) {
+    pub(super) fn begin(&mut self, opened: Opened) {
         let doubtful = opened.doubtful.clone();
+        // Copies that the state before did not come to tell of say nothing of this one: they are not on the disk.
+        self.stored.clear();
         self.opened = Some(opened);
         self.failed = None;
         self.unreadable.clear();
@@ -384,6 +386,8 @@ impl Owner {
 
     /// Latches a storage error.
     pub(super) fn fail(&mut self, error: &LogError) {
+        // What was appended and not synced is never told.
+        self.stored.clear();
         if self.failed.is_none() {
             tracing::error!(%error, "the channel's storage failed: nothing is acknowledged until it is opened again");
             self.stats.failed.store(true, Ordering::Relaxed);

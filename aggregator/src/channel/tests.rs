@@ -275,6 +275,46 @@ fn a_pinned_segment_is_copied_forward_and_late_answers_find_the_copy() {
     assert_eq!(bench.owner.opened.as_ref().unwrap().state.held_batches(), 0);
 }
 
+/// What was to be told of copies that never came to the disk must not be told of the state that is opened next.
+#[test]
+fn a_copy_that_failed_leaves_the_batches_where_they_are() {
+    let mut bench = Bench::new(1 << 30, 8 << 20);
+    for seq in 1..=6 {
+        assert_eq!(bench.append("a", seq, 1 << 20), Appended::Durable);
+    }
+    let mut bench = bench.reopen(1 << 30, 8 << 20);
+    let pinned = bench.places[&id("a", 1)].segment;
+    for _ in 0..2 {
+        let owner = &mut bench.owner;
+        // The first write is the head of a new segment.
+        owner.opened.as_mut().unwrap().log.set_fault_hook(Arc::new(failing_from_the(2, StorageOp::Write)));
+        owner.copy_forward(pinned);
+        assert!(owner.failed.is_some() && owner.stored.is_empty(), "nothing is kept for the next state");
+        owner.reopen();
+        assert!(owner.failed.is_none());
+        bench.look();
+        assert_eq!(bench.append("b", 1, 10), Appended::Durable);
+        bench.tick();
+    }
+    let bench = bench.reopen(1 << 30, 8 << 20);
+    let opened = bench.owner.opened.as_ref().unwrap();
+    for seq in 1..=6 {
+        let at = bench.places[&id("a", seq)];
+        let offset = opened.state.segment(at.segment).unwrap().index().entries[at.ordinal as usize].offset;
+        let record = opened.log.reader().read(RecordAt { segment: at.segment, offset: u64::from(offset) }).unwrap();
+        assert_eq!(record.body, vec![seq as u8; 1 << 20]);
+    }
+}
+
+/// Lets all operations pass but `failing`, from the `nth` on.
+fn failing_from_the(nth: usize, failing: StorageOp) -> impl Fn(StorageOp) -> io::Result<()> {
+    let seen = std::sync::atomic::AtomicUsize::new(0);
+    move |op| match op == failing && seen.fetch_add(1, Ordering::SeqCst) + 1 >= nth {
+        true => Err(io::Error::other("injected")),
+        false => Ok(()),
+    }
+}
+
 #[test]
 fn only_what_is_held_or_committed_is_deduplicated() {
     let mut bench = Bench::new(1 << 30, 1 << 20);
