@@ -280,7 +280,7 @@ impl Coordinator {
             Event::Compacted { key, result } => self.compacted(&key, result, now),
             Event::Inventory(names) => self.inventory(names, now),
             Event::Shown { seen, shown } => self.shown(seen, &shown, now.instant),
-            Event::StoreClock { unix_ms } => self.clock.compare(unix_ms, now),
+            Event::StoreClock { asked, unix_ms } => self.clock.compare(asked, unix_ms, now),
             Event::Measured { groups, over, credit } => {
                 self.over = over;
                 self.in_flight.set_credit(credit);

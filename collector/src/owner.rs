@@ -284,7 +284,7 @@ impl Owner {
                 };
                 self.work.push(work.boxed());
             }
-            Action::ReadClock => self.read_clock(),
+            Action::ReadClock { asked } => self.read_clock(asked),
             Action::Committed { n, files, since } => self.parts.metrics.committed(n, &files, since),
             Action::Announce => self.announce = true,
             Action::Drained => self.drained = true,
@@ -292,13 +292,15 @@ impl Owner {
         }
     }
 
-    fn read_clock(&mut self) {
+    fn read_clock(&mut self, asked: Now) {
         let (store, staging) = (Arc::clone(&self.parts.store), self.parts.layout.staging());
         let work = async move {
             match store.stat(&staging).await {
-                Ok(Some(stat)) => Event::StoreClock { unix_ms: stat.modified_unix_ms },
-                Ok(None) | Err(_) => Event::Tick,
+                Ok(Some(stat)) => return Event::StoreClock { asked, unix_ms: stat.modified_unix_ms },
+                Ok(None) => tracing::warn!(dir = %staging, "own directory is gone, there is no clock to compare with"),
+                Err(error) => tracing::warn!(%error, "the destination's clock cannot be read, it is tried again"),
             }
+            Event::Tick
         };
         self.work.push(work.boxed());
     }

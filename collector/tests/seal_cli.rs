@@ -316,6 +316,17 @@ async fn without_a_name_all_that_is_due_is_sealed_and_the_rest_is_named() {
 }
 
 #[tokio::test]
+async fn a_marker_that_cannot_be_written_is_said_also_of_several() {
+    let place = Place::new().await;
+    let morning = i64::from(DATE) * DAY + DAY + DAY / 4;
+    place.publish(morning, vec![cover(2, &[3, 4], None)]).await;
+    // Something that is not ours has the marker's name.
+    place.store.make_dirs(&format!("{}/_SUCCESS/taken", key().dir()), 0o750).await.unwrap();
+    let said = place.seal(&["now"]).await.unwrap_err();
+    assert!(said.contains("is written, and finished by the collectors or by the same command again"), "{said}");
+}
+
+#[tokio::test]
 async fn abandon_gives_up_what_is_lost_and_says_what_that_costs() {
     let place = Place::new().await;
     let origin = run(2).to_string();

@@ -232,7 +232,7 @@ impl Planner {
 
     /// Begins a commit. Only when idle.
     pub fn begin(&mut self, draft: Draft) {
-        debug_assert!(self.is_idle(), "one commit at a time");
+        assert!(self.is_idle(), "one commit at a time");
         self.phase = Phase::Write(Box::new(draft));
     }
 

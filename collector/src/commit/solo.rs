@@ -37,6 +37,9 @@ pub enum SoloError {
     /// It showed no sign of life for so long that a collector retired it.
     #[error("a collector retired this command, since it showed no sign of life for long: call it again")]
     Retired,
+    /// It was asked to go on after it had stopped.
+    #[error("this command stopped before, and commits nothing more: call it again")]
+    Stopped,
     /// This run cannot go on.
     #[error("{0}")]
     Stop(Stop),
@@ -106,8 +109,6 @@ pub struct Solo {
     seen: Seen,
     sign_due: Instant,
     committed: bool,
-    /// Everything is in its place; only its own retire is left to write.
-    ending: bool,
     /// It cannot go on; whatever it left is the collectors'.
     stopped: bool,
 }
@@ -143,7 +144,6 @@ impl Solo {
             seen: begun.replayed.seen,
             sign_due: Instant::now() + SIGN_EVERY,
             committed: false,
-            ending: false,
             stopped: false,
         })
     }
@@ -164,6 +164,9 @@ impl Solo {
         &mut self,
         mut make: impl FnMut(&View, i64) -> Result<Action, String>,
     ) -> Result<u64, SoloError> {
+        if self.stopped {
+            return Err(SoloError::Stopped);
+        }
         loop {
             let time_unix_ms = self.source.unix_ms();
             let action = make(&self.view, time_unix_ms).map_err(SoloError::Refused)?;
@@ -171,7 +174,7 @@ impl Solo {
             let author = Author { collector: self.tool.clone(), incarnation, time_unix_ms };
             self.planner.begin(Draft::of_action(CommitId(self.source.random()), &author, action));
             let driven = self.drive().await;
-            self.stopped = driven.is_err();
+            self.stopped |= driven.is_err();
             if let Some(n) = driven? {
                 self.committed = true;
                 return Ok(n);
@@ -241,7 +244,8 @@ impl Solo {
 
     fn apply(&mut self, n: u64, record: &wire::CommitRecord) -> Result<Applied, SoloError> {
         let applied = self.view.apply(n, record).map_err(|error| Stop::Log(error.to_string()))?;
-        if applied.retired.as_deref() == Some(self.layout.incarnation()) && !self.ending {
+        let own = self.layout.incarnation();
+        if applied.retired.as_deref() == Some(own) && record.incarnation != own {
             return Err(Stop::RetiredBy { n, incarnation: record.incarnation.clone() }.into());
         }
         self.records.push((n, applied.finish.clone()));
@@ -290,7 +294,6 @@ impl Solo {
             return Ok(());
         }
         self.nothing_staged().await?;
-        self.ending = true;
         if self.committed {
             let incarnation = self.layout.incarnation().to_owned();
             let retire = wire::Retire { incarnation, reason: "the tool is done".into() };

@@ -131,6 +131,8 @@ pub enum Event {
     },
     /// The own directory was looked at after the sign of life was renewed.
     StoreClock {
+        /// When the sign was asked for.
+        asked: Now,
         /// When it changed last by the store's clock, milliseconds since the epoch.
         unix_ms: i64,
     },
@@ -217,7 +219,10 @@ pub enum Action {
         read: u64,
     },
     /// Look when the own directory changed last, by the store's clock.
-    ReadClock,
+    ReadClock {
+        /// When the sign of life was asked for.
+        asked: Now,
+    },
     /// A record of this run is in the log.
     Committed {
         /// Its number.

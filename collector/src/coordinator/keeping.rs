@@ -60,8 +60,8 @@ impl Coordinator {
     pub(super) fn shown(&mut self, seen: Seen, shown: &Shown, now: Instant) {
         if !self.keeper.shown(seen, shown, now) {
             self.stop(Stop::Retired(self.planner.staging().to_owned()));
-        } else if self.clock.is_wanted(*shown == Shown::Done) {
-            self.actions.push(Action::ReadClock);
+        } else if let Some(asked) = self.clock.wanted(*shown == Shown::Done) {
+            self.actions.push(Action::ReadClock { asked });
         }
     }
 
@@ -174,7 +174,12 @@ impl Coordinator {
 
     /// A record besides commits that is due now.
     pub(super) fn housekeeping_due(&mut self, now: Now) -> Option<Said> {
-        if self.draining || !self.clock.is_right(now) {
+        if self.draining {
+            return None;
+        }
+        if !self.clock.is_right(now) {
+            // How things stand is told all the same.
+            self.count_partitions(now);
             return None;
         }
         self.retire_due().or_else(|| self.expire_due(now)).or_else(|| self.seal_due(now))
@@ -306,8 +311,8 @@ mod tests {
             _ => None,
         });
         let then = owner.handle(Event::Shown { seen: seen.unwrap(), shown: Shown::Done }, at(1));
-        assert_eq!(then.iter().any(|action| matches!(action, Action::ReadClock)), within.is_some());
-        owner.handle(Event::StoreClock { unix_ms: BASE + 500 }, at(2));
+        assert_eq!(then.iter().any(|action| matches!(action, Action::ReadClock { .. })), within.is_some());
+        owner.handle(Event::StoreClock { asked: at(0), unix_ms: BASE + 500 }, at(2));
         owner.handle(Event::Chored(Box::new(Done::Looked(None))), at(3));
         owner.handle(Event::Tick, at(40));
         let actions = owner.handle(Event::Chored(Box::new(Done::Looked(None))), at(41));

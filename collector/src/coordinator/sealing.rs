@@ -137,12 +137,7 @@ impl Coordinator {
             }
             self.abandon_compaction(compact);
         }
-        if now.instant < self.sealing.next {
-            return None;
-        }
-        self.sealing.next = now.instant + self.settings.seal_every;
-        let (ready, sums) = self.judge(now);
-        self.sealing.sums = sums;
+        let ready = self.count_partitions(now)?;
         if self.sealing.inventory_read == Some(false) {
             // Whoever it names may be missing.
             return None;
@@ -168,6 +163,17 @@ impl Coordinator {
         // There may be more.
         self.sealing.next = now.instant;
         Some(Said::Seal(wire::Seal { partitions }))
+    }
+
+    /// Notes how things stand, if that is due; what is ready.
+    pub(super) fn count_partitions(&mut self, now: Now) -> Option<Vec<(PartitionKey, wire::PartitionSeal)>> {
+        if now.instant < self.sealing.next {
+            return None;
+        }
+        self.sealing.next = now.instant + self.settings.seal_every;
+        let (ready, sums) = self.judge(now);
+        self.sealing.sums = sums;
+        Some(ready)
     }
 
     /// What is ready, and how things stand.

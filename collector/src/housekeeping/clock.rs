@@ -41,17 +41,15 @@ impl ClockWatch {
         self.asked = Some(now);
     }
 
-    /// It was renewed: is the time of the directory to be read? Else it is not known when it changed.
-    pub fn is_wanted(&mut self, shown: bool) -> bool {
-        if !shown {
-            self.asked = None;
-        }
-        self.within_ms.is_some() && self.asked.is_some()
+    /// It was renewed, asked for at this time: the time of the directory is to be read. None: there is nothing to
+    /// compare, or it is not known when the directory changed.
+    pub fn wanted(&mut self, shown: bool) -> Option<Now> {
+        self.asked.take().filter(|_| shown && self.within_ms.is_some())
     }
 
     /// The directory changed at this time by the store's clock, no earlier than the sign was asked for.
-    pub fn compare(&mut self, store_unix_ms: i64, now: Now) {
-        let (Some(within), Some(asked)) = (self.within_ms, self.asked.take()) else { return };
+    pub fn compare(&mut self, asked: Now, store_unix_ms: i64, now: Now) {
+        let Some(within) = self.within_ms else { return };
         // A clock that was set meanwhile, or a store that took minutes, says nothing.
         if !went_on(asked, now, within) || now.unix_ms.saturating_sub(asked.unix_ms) > within {
             return;
@@ -127,8 +125,8 @@ mod tests {
     fn compared(begun: Instant, ahead_ms: i64) -> ClockWatch {
         let mut watch = ClockWatch::new(Some(WITHIN));
         watch.asked(at(begun, 10, ahead_ms));
-        assert!(watch.is_wanted(true));
-        watch.compare(BASE + 11_000, at(begun, 12, ahead_ms));
+        let asked = watch.wanted(true).unwrap();
+        watch.compare(asked, BASE + 11_000, at(begun, 12, ahead_ms));
         watch
     }
 
@@ -159,11 +157,9 @@ mod tests {
         let mut watch = compared(begun, 0);
         assert!(watch.is_right(at(begun, 3600, 0)), "an outage of the store changes nothing");
         assert!(!watch.is_right(at(begun, 3600, 8 * HOUR)), "set ahead since");
-        watch.asked(at(begun, 3600, 8 * HOUR));
-        watch.compare(BASE + 3_600_500, at(begun, 3601, 8 * HOUR));
+        watch.compare(at(begun, 3600, 8 * HOUR), BASE + 3_600_500, at(begun, 3601, 8 * HOUR));
         assert!(!watch.is_right(at(begun, 3601, 8 * HOUR)) && watch.trouble().is_some());
-        watch.asked(at(begun, 3700, 0));
-        watch.compare(BASE + 3_700_500, at(begun, 3701, 0));
+        watch.compare(at(begun, 3700, 0), BASE + 3_700_500, at(begun, 3701, 0));
         assert!(watch.is_right(at(begun, 3701, 0)) && watch.trouble().is_none());
     }
 
@@ -172,13 +168,16 @@ mod tests {
         let begun = Instant::now();
         let mut watch = ClockWatch::new(Some(WITHIN));
         watch.asked(at(begun, 10, 0));
-        assert!(!watch.is_wanted(false), "when the directory changed is not known");
+        assert!(watch.wanted(false).is_none(), "when the directory changed is not known");
         // Set while the store was asked: its answer lies between the two.
-        watch.asked(at(begun, 10, 0));
-        watch.compare(BASE + 11_000, at(begun, 12, 8 * HOUR));
+        watch.compare(at(begun, 10, 0), BASE + 11_000, at(begun, 12, 8 * HOUR));
         assert!(!watch.is_right(at(begun, 12, 8 * HOUR)));
+        watch.compare(at(begun, 10, 0), BASE + 11_000, at(begun, 10_000, 0));
+        // The next sign is asked for while the store still looks at the directory: each answer goes with its question.
         watch.asked(at(begun, 10, 0));
-        watch.compare(BASE + 11_000, at(begun, 10_000, 0));
+        let slow = watch.wanted(true).unwrap();
+        watch.asked(at(begun, 10_000, 0));
+        watch.compare(slow, BASE + 11_000, at(begun, 10_001, 0));
         assert!(!watch.is_right(at(begun, 10_000, 0)), "too slow to say anything");
     }
 
@@ -187,6 +186,6 @@ mod tests {
         let begun = Instant::now();
         let mut watch = ClockWatch::new(None);
         watch.asked(at(begun, 0, 0));
-        assert!(!watch.is_wanted(true) && watch.is_right(at(begun, 0, 9999 * HOUR)) && watch.trouble().is_none());
+        assert!(watch.wanted(true).is_none() && watch.is_right(at(begun, 0, 9999 * HOUR)) && watch.trouble().is_none());
     }
 }

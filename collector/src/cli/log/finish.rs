@@ -85,6 +85,7 @@ async fn read(site: &Site) -> anyhow::Result<(View, Vec<(u64, Finish)>)> {
         let n = view.next();
         records.push((n, view.apply(n, &record).context(damaged)?.finish));
     }
+    log.check_end(view.next()).await.context(damaged)?;
     Ok((view, records))
 }
 

@@ -34,7 +34,7 @@ struct Report<'a> {
 }
 
 /// What became of one partition.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Outcome {
     /// Its dataset and partition.
     #[serde(rename = "partition")]
@@ -47,6 +47,9 @@ struct Outcome {
     what: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing: Vec<For>,
+    /// It is not open to a seal at all, as `what` says.
+    #[serde(skip)]
+    refused: bool,
 }
 
 /// This process as one that writes to the log.
@@ -100,16 +103,25 @@ pub(super) async fn now(mut site: Site, now: &Now, print: impl Fn(&str)) -> anyh
         return Err(error);
     }
     end?;
-    let left: Vec<&str> =
-        outcomes.iter().filter(|outcome| !outcome.sealed).map(|outcome| outcome.name.as_str()).collect();
-    let are = if left.len() == 1 { "is" } else { "are" };
-    match left.join(", ") {
-        left if left.is_empty() => Ok(()),
-        left => Err(Refused(format!(
-            "{left} {are} not sealed: the counts do not close. --incomplete seals all the same, as _INCOMPLETE"
-        ))
-        .into()),
+    match left(&outcomes) {
+        None => Ok(()),
+        Some(left) => Err(Refused(left).into()),
     }
+}
+
+/// What was not sealed, and why.
+fn left(outcomes: &[Outcome]) -> Option<String> {
+    let names = |refused: bool| {
+        let left = outcomes.iter().filter(|outcome| !outcome.sealed && outcome.refused == refused);
+        let names: Vec<&str> = left.map(|outcome| outcome.name.as_str()).collect();
+        let are = if names.len() == 1 { "is" } else { "are" };
+        (!names.is_empty()).then(|| format!("{} {are} not sealed", names.join(", ")))
+    };
+    let open = names(false)
+        .map(|left| format!("{left}: the counts do not close. --incomplete seals all the same, as _INCOMPLETE"));
+    let refused = names(true).map(|left| format!("{left}: see above"));
+    let said: Vec<String> = open.into_iter().chain(refused).collect();
+    (!said.is_empty()).then(|| said.join("; "))
 }
 
 impl Outcome {
@@ -180,13 +192,18 @@ async fn one(
     now: &Now,
     by: &str,
 ) -> anyhow::Result<Outcome> {
-    let mut outcome =
-        Outcome { name: key.to_string(), sealed: false, record: None, what: String::new(), missing: Vec::new() };
+    let mut outcome = Outcome { name: key.to_string(), ..Outcome::default() };
     let (seal, waits) = match check(site, view, key, now, by, site.now_unix_ms()) {
         Ok(Found::Sealable(seal, waits)) => (seal, waits),
         Ok(Found::Incomplete(gaps, waits)) => {
             outcome.missing = waits.iter().map(For::from).collect();
             outcome.what = format!("{key}: {gaps}");
+            return Ok(outcome);
+        }
+        // Of several, the others are looked at all the same.
+        Err(refused) if now.names_many() => {
+            outcome.what = refused;
+            outcome.refused = true;
             return Ok(outcome);
         }
         Err(refused) => return Err(Refused(refused).into()),
@@ -204,8 +221,14 @@ async fn one(
     let tool = tool.as_mut().expect("it has begun");
     outcome.record = match seal_by(tool, site, key, now, by).await {
         Ok(n) => Some(n),
-        // Collectors run, and seal what is due as well.
-        Err(_) if now.names_many() && tool.solo.view().partitions().sealed(key).is_some() => None,
+        // Collectors run, and seal what is due as well. Nothing else that goes wrong is passed over.
+        Err(error)
+            if now.names_many()
+                && matches!(error.downcast_ref(), Some(SoloError::Refused(_)))
+                && tool.solo.view().partitions().sealed(key).is_some() =>
+        {
+            None
+        }
         Err(error) => return Err(error),
     };
     if let Some(sealed) = tool.solo.view().partitions().sealed(key) {

@@ -1,7 +1,7 @@
 //! Partitions as the log has them: published files while one is open, sums and seal afterwards. Pure.
 //!
 //! Memory: about 100 bytes per file of an open partition, and one row per sealed one: under 150 bytes if it is complete,
-//! 80 more per gap that its seal names, a month later a tenth of those at most.
+//! 80 more per gap that its seal names (1.6 KB if it names 100 ranges), a month later a tenth of those at most.
 
 use std::collections::BTreeMap;
 
