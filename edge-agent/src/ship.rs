@@ -336,9 +336,11 @@ impl Ship {
             }
             Some(Answer::Retry(retry)) => {
                 counts.sends.retry.add(1);
-                tracing::debug!(%node, reason = retry.reason, "aggregator sends elsewhere");
                 outcome = Outcome::Refused;
-                again = Some((self.retry.delay(take.attempts, random), Some(node.clone())));
+                if sound || !self.unsound(take, &retry.reason) {
+                    tracing::debug!(%node, reason = retry.reason, "aggregator sends elsewhere");
+                    again = Some((self.retry.delay(take.attempts, random), Some(node.clone())));
+                }
             }
             None => {
                 counts.sends.failed.add(1);

@@ -67,7 +67,7 @@ pub struct Sent {
     pub node: Node,
     /// When it was sent.
     pub started: Instant,
-    /// The bytes that were sent are a batch by their own header; looked at only where the answer is *wrong*.
+    /// The bytes that were sent are a batch by their own header; looked at only where the answer is *wrong* or *retry*.
     pub sound: bool,
     /// What came of it.
     pub result: Result<AppendResponse, SendError>,
@@ -138,7 +138,9 @@ impl Client {
                     quarantined_known,
                 };
                 let result = self.append(request).await;
-                if matches!(&result, Ok(AppendResponse { answer: Some(Answer::Wrong(_)), .. })) {
+                // An aggregator to which a payload came that is not what its header says asks for it once more: only
+                // a look at what was sent tells a bad transfer from a bad copy.
+                if matches!(&result, Ok(AppendResponse { answer: Some(Answer::Wrong(_) | Answer::Retry(_)), .. })) {
                     sound = is_sound(&sent);
                 }
                 result

@@ -1,3 +1,6 @@
+//! A batch whose stored copy contradicts its own header becomes a void at the first answer *wrong* or *retry*: it can be
+//! taken nowhere.
+//!
 //! *Wrong* of a batch whose stored copy is sound: its header decodes, its payload is what the header says, and both are
 //! within the limits of the protocol. Then the transfer or the aggregator is at fault, not the batch, and it goes
 //! elsewhere; a void would give up good events.
@@ -64,6 +67,19 @@ pub fn is_sound(batch: &BatchBytes) -> bool {
 }
 
 impl Ship {
+    /// An aggregator asks for it once more, but the copy that was sent is not what its own header says: every send of it
+    /// would end like this one. False for a void: another would be no better.
+    pub(super) fn unsound(&mut self, take: &Take, reason: &str) -> bool {
+        if take.stored.place.kind == Kind::Void {
+            return false;
+        }
+        let detail = format!("the stored copy is not what its own header says; the aggregator's answer: {reason}");
+        if self.queue.replacing(take) {
+            self.tell(FromShip::Wrong { stored: take.stored, detail });
+        }
+        true
+    }
+
     /// An aggregator answered *wrong*. `sound`: the bytes that were sent are not. Returns what that says of the aggregator.
     pub(super) fn wrong(
         &mut self,

@@ -59,6 +59,8 @@ pub struct State {
     pub quarantined: BTreeMap<(Origin, u64), String>,
     /// Times one of those was told.
     pub told_quarantined: u32,
+    /// Payloads that were not what their header says.
+    pub unsound: u32,
     /// Requests whose metadata did not give their length.
     pub lengths_wrong: u32,
 }
@@ -209,7 +211,13 @@ impl Ingest for Service {
             state.lengths_wrong += 1;
         }
         let header = Header::decode(request.header).map_err(|e| Status::internal(e.to_string()))?;
-        header.check_payload(&request.payload).map_err(|e| Status::internal(e.to_string()))?;
+        if let Err(error) = header.check_payload(&request.payload) {
+            // As an aggregator does: it cannot know whether the transfer or the copy is bad.
+            state.unsound += 1;
+            let answer = Some(Answer::Retry(wire::Retry { reason: error.to_string() }));
+            let status = Some(state.status(request.declarations_version));
+            return Ok(Response::new(wire::AppendResponse { answer, status, ..Default::default() }));
+        }
         let id = (header.origin, header.seq);
         let is_void = matches!(header.kind, Kind::Void(_));
         let is_wrong = (state.wrong.contains(&id) && !is_void) || (state.all_data_is_wrong && header.data().is_some());
