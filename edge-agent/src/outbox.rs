@@ -360,6 +360,11 @@ impl Outbox {
         Ok(std::mem::take(&mut self.waiting))
     }
 
+    /// Is everything that was appended durable, and handed out by a commit?
+    pub fn is_stored(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Seals the active segment; the next one begins with the whole state.
     fn rotate(&mut self) -> Result<(), OutboxError> {
         let Some((id, _)) = self.log.active() else { return Ok(()) };

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use bench::{Bench, start};
+use bench::{Bench, Running, start};
 use bytes::Bytes;
+use common::supervise::Shutdown;
 use edge_agent::agent::owner::End;
 use edge_agent::cli::admin_client::ask;
 use edge_agent::outbox::room::RESERVE_BYTES;
@@ -168,4 +169,55 @@ async fn a_start_on_a_full_file_system_uses_the_reserve() {
     assert_eq!(reserve_bytes(&state), None);
     stop.drain();
     assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+}
+
+/// An agent that has sent all it read, with the file system full behind it.
+async fn full_behind_an_idle_agent(small: &Small, bench: &Bench, fake: &Fake, leave: bool) -> (Shutdown, Running) {
+    let state = small.at.join("state");
+    let more = format!("drain_deadline = \"3s\"\nleave_on_stop = {leave}");
+    let mut config = bench.config_at(&state, fake, &more);
+    config.outbox.min_free = common::units::Size::kib(4);
+    // So many hours that their counts do not fit what is left of a page that the file system has given already.
+    let line = |n: u64| format!("2026-11-{:02}T{:02}:00:00Z line {n}\n", 1 + n / 20, n % 20);
+    fs::write(bench.log(), (0..400).map(line).collect::<String>()).unwrap();
+    let (stop, task) = start(config, false);
+    fake.until("the lines", |state| state.lines().len() == 400).await;
+    eventually("the reserve", || reserve_bytes(&state) == Some(RESERVE_BYTES)).await;
+    // Nothing is left that could be given up.
+    fs::remove_file(state.join("reserve")).unwrap();
+    small.fill();
+    (stop, task)
+}
+
+async fn closes_once_there_is_room(leave: bool, ends: &str) {
+    let Some(small) = Small::mount(32) else { return };
+    let (fake, bench) = (Fake::start().await, Bench::new());
+    let (stop, task) = full_behind_an_idle_agent(&small, &bench, &fake, leave).await;
+    stop.drain();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!task.is_finished(), "it ended without a close");
+    fs::remove_file(small.at.join("filler")).unwrap();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+    fake.with(|state| assert!(state.first_kinds().ends_with(ends), "{}", state.first_kinds()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_that_finds_no_room_is_waited_for() {
+    closes_once_there_is_room(true, "dc").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_mark_that_finds_no_room_has_the_close_behind_it() {
+    closes_once_there_is_room(false, "dmc").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_without_a_stored_close_is_not_clean() {
+    let Some(small) = Small::mount(32) else { return };
+    let (fake, bench) = (Fake::start().await, Bench::new());
+    let (stop, task) = full_behind_an_idle_agent(&small, &bench, &fake, true).await;
+    stop.drain();
+    let end = task.await.unwrap().unwrap();
+    assert!(matches!(&end, End::Unfinished(problems) if problems[0].contains("could not be closed")), "{end:?}");
+    fake.with(|state| assert!(!state.first_kinds().contains('c')));
 }

@@ -1,6 +1,7 @@
 //! How an agent stops: after `--once` has read everything, or when it is told to.
 //!
-//! Invariants: *left* and the last mark are said only if everything that was noted is stored; whatever is not finished
+//! Invariants: *left* and the last mark are said only if everything that was noted is stored; no end is clean whose
+//! close is not stored; whatever is not finished
 //! within the deadline stays in the outbox and is sent by the next run.
 
 use std::time::{Duration, Instant};
@@ -22,7 +23,9 @@ enum Stage {
     Reading,
     /// Everything noted at this aggregator time is being cut, at most until then.
     Cutting { at: Option<i64>, until: Instant },
-    /// Closed; batches are being sent.
+    /// The close is appended; a full file system may keep it from being stored.
+    Closing { left: bool, complete: bool },
+    /// The close is stored; batches are being sent.
     Sending,
 }
 
@@ -33,6 +36,8 @@ pub struct Drain {
     stage: Stage,
     /// Told to stop: until when.
     deadline: Option<Instant>,
+    /// The last mark is appended: one is enough, however often the close is tried.
+    marked: bool,
     drained: bool,
     abandoned: bool,
     problems: Vec<String>,
@@ -50,7 +55,8 @@ pub enum Ending {
 impl Drain {
     /// Not begun.
     pub fn new(once: bool) -> Self {
-        Self { once, stage: Stage::Reading, deadline: None, drained: false, abandoned: false, problems: Vec::new() }
+        let (marked, drained, abandoned) = (false, false, false);
+        Self { once, stage: Stage::Reading, deadline: None, marked, drained, abandoned, problems: Vec::new() }
     }
 
     /// The process is to end within `deadline`.
@@ -80,7 +86,11 @@ impl Drain {
 
     /// Has the origin its close? Nothing is appended behind that.
     pub fn is_closed(&self) -> bool {
-        self.stage == Stage::Sending
+        matches!(self.stage, Stage::Closing { .. } | Stage::Sending)
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|until| now >= until)
     }
 
     /// Everything that was asked for has been sent.
@@ -114,12 +124,14 @@ impl Owner {
         match self.drain.stage {
             Stage::Reading if self.drain.is_stopping() || self.once_is_read() => self.begin_cutting(now),
             Stage::Reading => {}
-            Stage::Cutting { .. } if self.space.full && self.drain.deadline.is_some_and(|until| now >= until) => {
-                return Ok(self.over("the file system of state_dir is full: this run could not be closed"));
+            Stage::Closing { left, complete } if self.outbox.is_stored() => self.closed(left, complete),
+            Stage::Cutting { .. } | Stage::Closing { .. } if self.space.full && self.drain.is_late(now) => {
+                return Ok(self.over_without_close());
             }
+            Stage::Closing { .. } => {}
             Stage::Cutting { at, until } => self.cut_or_close(at, until, now)?,
             Stage::Sending if self.drain.drained => return Ok(self.over("")),
-            Stage::Sending if self.drain.deadline.is_some_and(|until| now >= until) => {
+            Stage::Sending if self.drain.is_late(now) => {
                 let text = format!(
                     "the drain deadline is over: {} batches are kept and sent by the next run",
                     self.gauges.undelivered_batches.get()
@@ -189,7 +201,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Appends what may be said, and lets everything be sent.
+    /// Appends what may be said; once that is stored, everything is sent.
     fn close(&mut self, at: Option<i64>, complete: bool) -> Result<(), OwnerError> {
         if !self.has_space()? {
             // Tried again with the next step.
@@ -204,19 +216,43 @@ impl Owner {
         let at = at.filter(|at| complete && *at > 0);
         if complete
             && !left
+            && !self.drain.marked
             && let Some(at) = at
         {
+            self.drain.marked = true;
             self.append_mark(at)?;
+            if !self.has_space()? {
+                // The mark took the last room: the close has to wait for more.
+                return Ok(());
+            }
         }
         self.outbox.append_close(self.origin(), at.unwrap_or(0), left)?;
+        self.drain.stage = Stage::Closing { left, complete };
         self.commit()?;
+        if self.outbox.is_stored() {
+            self.closed(left, complete);
+        }
+        Ok(())
+    }
+
+    /// The close is stored and handed over: what is left is to be sent.
+    fn closed(&mut self, left: bool, complete: bool) {
         tracing::info!(left, complete, "origin closed");
         self.sources.iter_mut().for_each(|source| source.forget_note());
         let until = if self.drain.once { DrainUntil::Acked } else { DrainUntil::Delivered };
         self.tell(ToShip::Drain(until));
         self.drain.stage = Stage::Sending;
         self.say_leaving(if left { "left, waiting for acks" } else { "closed without left, waiting for acks" });
-        Ok(())
+    }
+
+    /// Whatever the agent was asked for, this is no clean end: the next start finds a run without a close, and may not
+    /// find what was held open.
+    fn over_without_close(&mut self) -> Ending {
+        let text = "the file system of state_dir is full: this run could not be closed; make room on it and start the \
+                    agent again";
+        let mut problems = std::mem::take(&mut self.drain.problems);
+        problems.push(text.to_owned());
+        Ending::Over(End::Unfinished(problems))
     }
 
     fn over(&mut self, unfinished: &str) -> Ending {
