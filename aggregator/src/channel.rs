@@ -9,6 +9,7 @@ pub mod describe;
 mod disk;
 pub mod export;
 pub mod finding;
+mod giving_up;
 mod held;
 pub mod index;
 mod ledger;

@@ -234,8 +234,9 @@ impl Forwarder {
                 self.declarations.heard(&status);
                 self.state.status(&lane, &status, now);
             }
-            Event::Unreadable { order, damaged } => {
-                if let Some(at) = self.state.unreadable(&lane, &order.id, order.at, damaged, now) {
+            Event::Unreadable { order, fault } => {
+                self.state.read_well(self.reader.as_ref().map_or(0, RecordReader::read_well));
+                if let Some(at) = self.state.unreadable(&lane, &order.id, order.at, fault, now) {
                     self.channel.give_up(at, order.id);
                 }
             }

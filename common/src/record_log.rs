@@ -28,7 +28,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use file::{FaultHook, StorageOp};
-pub use reader::{ReadError, Record, RecordReader};
+pub use reader::{ReadError, Record, RecordReader, is_of_medium};
 
 use file::{Disk, SegmentFile};
 use recovery::Found;

@@ -50,6 +50,8 @@ pub struct Owner {
     pub(super) stored: Vec<(u64, NewEntry, Option<Location>)>,
     /// Places that could not be read when they were to be copied.
     pub(super) unreadable: Unreadable,
+    /// To be given up as soon as their segments' files can be kept.
+    pub(super) giving_up: Vec<(Location, BatchId)>,
     /// Being opened: the forward side is told of the outcome, not of the steps.
     quiet: bool,
     queue: Receiver<Command>,
@@ -84,6 +86,7 @@ impl Owner {
             low_disk: false,
             stored: Vec::new(),
             unreadable: Unreadable::default(),
+            giving_up: Vec::new(),
             quiet: false,
             queue,
             _lock: lock,
@@ -104,6 +107,8 @@ impl Owner {
         let doubtful = opened.doubtful.clone();
         // Copies that the state before did not come to tell of say nothing of this one: they are not on the disk.
         self.stored.clear();
+        // The forward side begins anew, and asks again.
+        self.giving_up.clear();
         self.opened = Some(opened);
         self.failed = None;
         self.unreadable.clear();
@@ -225,12 +230,7 @@ impl Owner {
             }
             // It is the disk then, and no single batch: the places are looked at again when it is open again.
             Command::GiveUp { .. } if self.failed.is_some() => {}
-            Command::GiveUp { at, id } => {
-                if opened.state.give_up(at, &id, now) {
-                    self.stats.given_up_batches.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(batch = %id, segment = at.segment, "a payload is damaged on disk or cannot be read: only its agent can give it again");
-                }
-            }
+            Command::GiveUp { at, id } => self.give_up_or_later(at, id),
             Command::Append(_) | Command::Stop { .. } => {}
         }
     }

@@ -115,7 +115,17 @@ fn replace_by_readable(path: &Path, aside: &Path) -> io::Result<()> {
     sync_parent(path)
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
+/// What can be read of a file, durably, under another name, with zeros for the rest.
+pub fn copy_aside(path: &Path, aside: &Path) -> io::Result<()> {
+    let unfinished = path.with_extension("seg.copy");
+    let mut copy = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    copy_file(&File::open(path)?, &mut copy)?;
+    copy.sync_all()?;
+    fs::rename(&unfinished, aside)
+}
+
+/// Makes the names in a file's directory durable.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 

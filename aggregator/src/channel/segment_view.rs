@@ -18,6 +18,8 @@ pub const EMPTY_BYTES: u64 = Survey::BEGIN;
 
 /// Ending of a segment's file that a start kept as it found it.
 pub const AT_START: &str = ".at-start.seg.damaged";
+/// Ending of a segment's file in which a batch was given up.
+pub const GIVEN_UP: &str = ".given-up.seg.damaged";
 
 /// The newest segment that holds anything.
 pub fn newest(files: &[(u64, std::path::PathBuf)]) -> Option<u64> {

@@ -158,12 +158,16 @@ impl ChannelSurvey {
             if name.ends_with(ASIDE_SUFFIX) {
                 let bytes = entry.metadata().map_or(0, |file| file.len());
                 let name = format!("seg/{name}");
-                let (what, fate) = match name.ends_with(segment_view::AT_START) {
-                    true => (
+                let (what, fate) = match () {
+                    () if name.ends_with(segment_view::AT_START) => (
                         "a start found damage in this segment, wrote what is good in it anew and kept the file",
                         Fate::NothingLost,
                     ),
-                    false => ("a start found nothing readable in this segment and set it aside", Fate::Unknown),
+                    () if name.ends_with(segment_view::GIVEN_UP) => (
+                        "a batch of this segment could not be read and was given up, as the log says by name; the file was kept",
+                        Fate::Unknown,
+                    ),
+                    () => ("a start found nothing readable in this segment and set it aside", Fate::Unknown),
                 };
                 let mut finding = Finding::new(Kind::SetAside, name.clone(), what).fate(fate);
                 finding.bytes = Some(bytes);

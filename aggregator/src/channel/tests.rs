@@ -315,6 +315,39 @@ fn failing_from_the(nth: usize, failing: StorageOp) -> impl Fn(StorageOp) -> io:
     }
 }
 
+/// What is damaged today may be read by other means: the file in which it lies does not go with it.
+#[test]
+fn the_file_of_a_batch_that_is_given_up_is_kept() {
+    for copied in [false, true] {
+        let mut bench = Bench::new(1 << 30, 1 << 20);
+        for seq in 1..=3 {
+            assert_eq!(bench.append("a", seq, 100), Appended::Durable);
+        }
+        let mut bench = bench.reopen(1 << 30, 1 << 20);
+        let at = bench.places[&id("a", 2)];
+        let opened = bench.owner.opened.as_ref().unwrap();
+        let offset = opened.state.segment(at.segment).unwrap().index().entries[at.ordinal as usize].offset;
+        let path = bench.dir.path().join("seg").join(format!("{:016x}.seg", at.segment));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[offset as usize + 150] ^= 0xff;
+        std::fs::write(&path, &bytes).unwrap();
+        match copied {
+            true => bench.owner.copy_forward(at.segment),
+            false => {
+                bench.owner.handle(vec![Command::GiveUp { at, id: id("a", 2) }]);
+                bench.release("a", 1);
+                bench.release("a", 3);
+            }
+        }
+        bench.tick();
+        assert_eq!(bench.stats().given_up_batches.load(Ordering::Relaxed), 1);
+        assert!(!path.exists(), "nothing in it is held");
+        assert!(std::fs::read(path.with_extension("given-up.seg.damaged")).unwrap() == bytes);
+        assert_eq!(bench.append("a", 2, 100), Appended::Durable);
+        assert!(bench.places.contains_key(&id("a", 2)), "its agent gives it again");
+    }
+}
+
 #[test]
 fn only_what_is_held_or_committed_is_deduplicated() {
     let mut bench = Bench::new(1 << 30, 1 << 20);

@@ -6,9 +6,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::record_log::{LogError, ReadError, RecordAt};
+use common::record_log::{LogError, RecordAt};
 
 use super::owner::{Owner, unix_ms};
+use super::unreadable::Fault;
 use super::{ChannelEvent, Location, recover};
 
 /// Bytes of an active segment whose batches are all answered, from which it is given up although batches still come.
@@ -31,6 +32,7 @@ impl Owner {
             return;
         }
         self.look_at_disk();
+        self.give_up_again();
         self.write_ledger();
         if Instant::now() >= self.next_sweep {
             self.next_sweep = Instant::now() + SWEEP_EVERY;
@@ -145,17 +147,20 @@ impl Owner {
         let record = match opened.log.reader().read(RecordAt { segment: from.segment, offset }) {
             Ok(record) => record,
             Err(error) => {
-                let damaged = matches!(error, ReadError::Corrupt { .. });
-                if !damaged && !self.unreadable.failed(from, Instant::now()) {
+                self.unreadable.read_well(opened.log.reader().read_well());
+                let gone = match Fault::from(&error) {
+                    Fault::Damaged => true,
+                    Fault::Medium => self.unreadable.failed(from, Instant::now()),
+                    Fault::Passing => false,
+                };
+                if !gone {
                     tracing::warn!(%error, "a pinned batch cannot be read now; it stays where it is");
                     return Ok(false);
                 }
                 let id = opened.state.segment(from.segment).map(|found| found.index().id(from.ordinal));
-                if let Some(id) = id
-                    && opened.state.give_up(from, &id, now)
-                {
-                    self.stats.given_up_batches.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(batch = %id, %error, "a payload is damaged on disk or cannot be read: only its agent can give it again");
+                // Where it cannot be given up now, the next attempt does it.
+                if let Some(id) = id {
+                    self.give_up(from, &id);
                 }
                 return Ok(false);
             }

@@ -7,6 +7,7 @@ use proto::wire::CollectorStatus;
 
 use super::peer::{Lane, PeerName, Standing};
 use super::state::{Forward, Verdict};
+use crate::channel::unreadable::Fault;
 use crate::channel::{Location, Released};
 
 /// How long a partition waits after a payload of it could not be read.
@@ -127,20 +128,26 @@ impl Forward {
         self.refresh(now);
     }
 
-    /// The payload of an order could not be read. `damaged`: not only moved, gone, or unreadable for now; what stays
-    /// unreadable or gone counts as damaged in the end. Gives back the batch if it has to be given up.
+    /// The payload of an order could not be read. What stays unreadable or gone counts as damaged in the end. Gives back
+    /// the batch if it has to be given up.
     pub fn unreadable(
         &mut self,
         lane: &Lane,
         id: &BatchId,
         at: Location,
-        damaged: bool,
+        fault: Fault,
         now: Instant,
     ) -> Option<Location> {
         let state = self.peers.get_mut(&lane.peer).and_then(|peer| peer.lane_mut(lane.alone));
         state?.take_out(id)?;
         let moved = self.flights.get(id).is_none_or(|flight| flight.at != at);
-        if moved || (!damaged && !self.unreadable.failed(at, now)) {
+        let gone = match fault {
+            _ if moved => false,
+            Fault::Damaged => true,
+            Fault::Medium => self.unreadable.failed(at, now),
+            Fault::Passing => false,
+        };
+        if !gone {
             // A disk that cannot be read is not asked again at once.
             if !moved
                 && let Some(route) = self.backlog.route(at).cloned()
@@ -157,6 +164,11 @@ impl Forward {
         self.backlog.take(at);
         self.end_alone(lane, id);
         Some(at)
+    }
+
+    /// How many payloads the channel's reader has read well by now.
+    pub fn read_well(&mut self, records: u64) {
+        self.unreadable.read_well(records);
     }
 
     /// Time passes: claims of collectors that are down for too long or have stalled are given up, waits end.

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::record_log::{ReadError, RecordAt, RecordReader};
+use common::record_log::{RecordAt, RecordReader};
 use proto::ids::BatchId;
 use proto::wire::{self, collect_client::CollectClient, deliver_request, deliver_response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 use super::peer::Lane;
 use super::state::Order;
 use crate::channel::decode_meta;
+use crate::channel::unreadable::Fault;
 
 /// Bytes read from segments and not yet taken by the transport.
 const READ_AHEAD_BYTES: usize = 4 * 1024 * 1024;
@@ -60,8 +61,8 @@ pub enum Event {
     Unreadable {
         /// What was ordered.
         order: Order,
-        /// It is damaged, not only gone.
-        damaged: bool,
+        /// What that says of it.
+        fault: Fault,
     },
     /// The stream ended, or could not be opened.
     Broken {
@@ -232,7 +233,7 @@ impl LaneTask {
                         .await
                         .map_err(|_| Status::unavailable("the request stream is closed"))?;
                 }
-                Err((order, damaged)) => self.report(Event::Unreadable { order, damaged }).await?,
+                Err((order, fault)) => self.report(Event::Unreadable { order, fault }).await?,
             }
         }
         Ok(())
@@ -256,16 +257,15 @@ fn chunks(orders: Vec<Order>) -> Vec<Vec<Order>> {
     chunks
 }
 
-fn read(reader: &RecordReader, order: Order) -> Result<(wire::Delivery, u64), (Order, bool)> {
+fn read(reader: &RecordReader, order: Order) -> Result<(wire::Delivery, u64), (Order, Fault)> {
     let record = match reader.read(RecordAt { segment: order.at.segment, offset: order.offset }) {
         Ok(record) => record,
         Err(error) => {
-            let damaged = matches!(error, ReadError::Corrupt { .. });
             tracing::warn!(batch = %order.id, %error, "a payload cannot be read back");
-            return Err((order, damaged));
+            return Err((order, Fault::from(&error)));
         }
     };
-    let Ok((agent, header)) = decode_meta(&record.meta) else { return Err((order, true)) };
+    let Ok((agent, header)) = decode_meta(&record.meta) else { return Err((order, Fault::Damaged)) };
     let delivery = wire::Delivery { agent: agent.to_string(), header, payload: record.body, suspect: order.suspect };
     Ok((delivery, order.bytes))
 }

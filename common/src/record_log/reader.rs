@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
 
 use crate::record_log::RecordAt;
 use crate::record_log::segment::{self, Kind, RECORD_HEADER_BYTES, RecordHeader};
@@ -53,6 +55,13 @@ pub enum ReadError {
     },
 }
 
+/// Is it the disk, or its file system, that does not give the bytes back? Too many open files, or no memory, pass; this
+/// mostly does not.
+pub fn is_of_medium(error: &io::Error) -> bool {
+    let of_medium = [Errno::IO, Errno::NODATA, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| of_medium.contains(&errno))
+}
+
 /// A handle for reading; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct RecordReader {
@@ -63,6 +72,7 @@ pub struct RecordReader {
 struct Shared {
     dir: PathBuf,
     open: Mutex<OpenFiles>,
+    read_well: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +84,7 @@ struct OpenFiles {
 impl RecordReader {
     /// Reads from the segments in `dir`, whoever owns them.
     pub fn new(dir: PathBuf) -> Self {
-        Self { shared: Arc::new(Shared { dir, open: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { dir, open: Mutex::default(), read_well: AtomicU64::new(0) }) }
     }
 
     /// Reads one record that was synced before, and checks its CRCs. Blocks on the disk.
@@ -97,8 +107,14 @@ impl RecordReader {
         if crc32c::crc32c(&bytes) != header.crc {
             return Err(corrupt("its contents do not match their CRC"));
         }
+        self.shared.read_well.fetch_add(1, Ordering::Relaxed);
         let meta = bytes.split_to(header.meta_bytes as usize).freeze();
         Ok(Record { meta, body: bytes.freeze() })
+    }
+
+    /// How many records this handle and its clones have read well.
+    pub fn read_well(&self) -> u64 {
+        self.shared.read_well.load(Ordering::Relaxed)
     }
 
     fn file(&self, segment: u64) -> Result<Arc<File>, ReadError> {
@@ -126,5 +142,18 @@ impl RecordReader {
     /// Lets go of a file that is about to be removed.
     pub(super) fn forget(&self, segment: u64) {
         self.shared.open.lock().unwrap_or_else(PoisonError::into_inner).files.remove(&segment);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_not_the_medium() {
+        assert!(is_of_medium(&Errno::IO.into()));
+        for passes in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS] {
+            assert!(!is_of_medium(&passes.into()), "{passes}");
+        }
     }
 }

@@ -1,13 +1,11 @@
 //! Reads stored batches back for sending. Payloads are not kept in memory: only the last record read is, because the
 //! batches of one chunk lie in one record and are sent one after the other.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use common::record_log::{ReadError, RecordAt, RecordReader};
+use common::record_log::{ReadError, RecordAt, RecordReader, is_of_medium};
 use prost::Message;
-use rustix::io::Errno;
 
 use super::entry::Entry;
 use super::index::Place;
@@ -97,24 +95,5 @@ impl BatchReader {
         let worth = opened.entry.batches.len() > 1 && opened.body.len() <= CACHED_BYTES;
         *last = worth.then(|| (at, opened.clone()));
         Ok(opened)
-    }
-}
-
-/// Too many open files, or no memory, pass; these mostly do not.
-fn is_of_medium(error: &io::Error) -> bool {
-    let of_medium = [Errno::IO, Errno::NODATA, Errno::BADMSG, Errno::UCLEAN].map(Errno::raw_os_error);
-    error.raw_os_error().is_some_and(|errno| of_medium.contains(&errno))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_passes_is_not_the_medium() {
-        assert!(is_of_medium(&Errno::IO.into()));
-        for passes in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS] {
-            assert!(!is_of_medium(&passes.into()), "{passes}");
-        }
     }
 }
