@@ -276,6 +276,9 @@ impl Ship {
         let Sent { take, node, started, sound, result } = sent;
         self.queue.landed(&take);
         let random = self.rng.random();
+        if !matches!(result, Err(SendError::Read(_))) {
+            self.queue.was_read(&take);
+        }
         match result {
             Ok(response) => self.answered((&take, sound), &node, response, now - started, now),
             Err(SendError::Read(error)) => {

@@ -11,6 +11,7 @@ use proto::intervals::IntervalSet;
 use proto::wire;
 
 use super::owner::{Owner, OwnerError};
+use super::space::NO_ROOM;
 use crate::outbox::read::BatchReadError;
 use crate::outbox::{Outbox, Stored, rejected};
 use crate::run::watch::Watch;
@@ -120,13 +121,13 @@ impl Owner {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
         let postponed = || FromShip::Wrong { stored, detail: detail.to_owned() };
         if !self.has_space()? {
-            self.postpone(postponed());
+            self.postpone(postponed(), &NO_ROOM);
             return Ok(());
         }
         let batch = match self.outbox.reader().read(place) {
             Ok(batch) => batch,
-            Err(BatchReadError::Io(_)) => {
-                self.postpone(postponed());
+            Err(error @ BatchReadError::Io(_)) => {
+                self.postpone(postponed(), &error);
                 return Ok(());
             }
             Err(error) => return self.damaged(stored, &error.to_string()),
@@ -135,7 +136,7 @@ impl Owner {
         match rejected::keep(&dir, stored.origin, stored.seq, &batch) {
             Ok(()) => {}
             Err(error) if rejected::is_full(&error) => {
-                self.postpone(postponed());
+                self.postpone(postponed(), &error);
                 return Ok(());
             }
             Err(error) => return Err(OwnerError::Rejected { path: dir, detail: error.to_string() }),
@@ -147,14 +148,31 @@ impl Owner {
 
     fn damaged(&mut self, stored: Stored, detail: &str) -> Result<(), OwnerError> {
         let Some(place) = self.outbox.place(stored.origin, stored.seq) else { return Ok(()) };
-        let kept = if self.has_space()? { self.outbox.keep_damaged(place).map(|()| true) } else { Ok(false) };
-        match kept {
-            Ok(true) => {}
-            Err(error) if !error.is_full() => return Err(error.into()),
-            _ => {
-                self.postpone(FromShip::Damaged { stored, detail: detail.to_owned() });
+        let postponed = || FromShip::Damaged { stored, detail: detail.to_owned() };
+        // Once more: memory and cables fail too, and a void cannot be taken back.
+        match self.outbox.reader().read(place) {
+            Ok(_) => {
+                tracing::warn!(origin = %stored.origin, seq = stored.seq, detail, "a stored batch can be read again");
+                self.send(vec![Stored { place, ..stored }]);
                 return Ok(());
             }
+            Err(error @ BatchReadError::Io(_)) => {
+                self.postpone(postponed(), &error);
+                return Ok(());
+            }
+            Err(_) => {}
+        }
+        if !self.has_space()? {
+            self.postpone(postponed(), &NO_ROOM);
+            return Ok(());
+        }
+        match self.outbox.keep_damaged(place) {
+            Ok(()) => {}
+            Err(error) if error.is_full() => {
+                self.postpone(postponed(), &error);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
         }
         self.count_rejected();
         let lost = self.outbox.claimed_kind(stored.origin, stored.seq);
@@ -174,5 +192,95 @@ impl Owner {
             self.gauges.voided_batches.add(1);
         }
         self.commit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use common::admin::Health;
+    use proto::ids::AgentName;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::super::owner::{OwnerOptions, Parts};
+    use super::super::source::Batching;
+    use super::*;
+    use crate::outbox::index::Kind;
+    use crate::outbox::room::Limits;
+    use crate::outbox::state_dir::StateDir;
+    use crate::outbox::{ChunkAppend, Options};
+    use crate::pipeline::Declarations;
+
+    /// An owner without sources.
+    fn owner(state: &Path) -> (Owner, UnboundedReceiver<ToShip>) {
+        let state_dir = StateDir::open(state, &AgentName::new("web-1").unwrap()).unwrap();
+        let options = Options { dir: state_dir.outbox(), rejected: state_dir.rejected(), segment_bytes: 1 << 20 };
+        let (outbox, _) = Outbox::open(options).unwrap();
+        let second = Duration::from_secs(1);
+        let options = OwnerOptions {
+            batching: Batching { max_raw_bytes: 1 << 20, linger: second },
+            limits: Limits { max_bytes: 1 << 30, min_free_bytes: 0, min_free_percent: 0 },
+            once: false,
+            leave_on_stop: false,
+            drain_deadline: second,
+            until_committed: true,
+            contact_timeout: second,
+            mark_interval: second,
+            idle: second,
+        };
+        let (to_ship, commands) = unbounded_channel();
+        let parts = Parts {
+            options,
+            state_dir,
+            outbox,
+            sources: Vec::new(),
+            declarations: Declarations::default(),
+            to_ship,
+            inbox: std::sync::mpsc::channel().1,
+            gauges: Arc::default(),
+            health: Health::new(),
+            origin_bits: 1,
+        };
+        (Owner::new(parts, Instant::now()), commands)
+    }
+
+    fn one_batch() -> ChunkAppend {
+        let payload = Bytes::from_static(b"line\n");
+        let data = wire::Data {
+            dataset: "clickstream".into(),
+            partition: Some(wire::Partition { date: 20_000, hour: None }),
+            codec: wire::Codec::None as i32,
+            framing: wire::Framing::Lines as i32,
+            events: 1,
+            raw_bytes: payload.len() as u64,
+            payload_bytes: payload.len() as u64,
+            payload_crc32c: crc32c::crc32c(&payload),
+            ..Default::default()
+        };
+        ChunkAppend { batches: vec![(data, payload)], ..Default::default() }
+    }
+
+    #[test]
+    fn what_can_be_read_again_is_sent_again_and_becomes_no_void() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut owner, mut commands) = owner(&dir.path().join("state"));
+        let origin = Origin::mint(1_793_500_000_000, 1);
+        owner.outbox.append_open(origin, wire::Open::default()).unwrap();
+        owner.outbox.append_chunk(origin, one_batch()).unwrap();
+        let stored = owner.outbox.commit().unwrap()[1];
+        owner.damaged(stored, "the disk failed for a minute").unwrap();
+        let Ok(ToShip::Send(again)) = commands.try_recv() else { panic!("it waits for ever") };
+        assert_eq!((again, owner.outbox.place(origin, 1)), (vec![stored], Some(stored.place)));
+
+        let name = common::record_log::survey::segment_file_name(stored.place.at.segment);
+        let file = std::fs::File::options().write(true).open(owner.state_dir.outbox().join(name)).unwrap();
+        file.write_all_at(&[0xff; 4], stored.place.at.offset).unwrap();
+        owner.damaged(stored, "damaged").unwrap();
+        let Ok(ToShip::Send(void)) = commands.try_recv() else { panic!("no void") };
+        assert_eq!((void[0].seq, void[0].place.kind), (1, Kind::Void));
     }
 }

@@ -5,6 +5,7 @@
 //! Invariants: nothing that is not stored is handed over for sending; while something waits for room, nothing is read
 //! into chunks, noted as complete, or replaced by a void.
 
+use std::fmt;
 use std::time::Instant;
 
 use common::reserve::Reserve;
@@ -13,6 +14,9 @@ use super::owner::{Owner, OwnerError};
 use crate::outbox::room::{RESERVE_BYTES, has_reserve, may_take_reserve};
 use crate::outbox::{Outbox, OutboxError};
 use crate::ship::messages::FromShip;
+
+/// Why something is not appended now.
+pub(super) const NO_ROOM: &str = "the file system of the state directory is full";
 
 /// What the owner knows of the space under its state directory.
 #[derive(Debug)]
@@ -24,12 +28,25 @@ pub(super) struct Space {
     /// Given up before that.
     pub reserve: Reserve,
     /// Batches that become voids when their bytes can be kept.
-    pub postponed: Vec<FromShip>,
+    postponed: Vec<FromShip>,
+    /// That some wait was said, and they still do.
+    said_postponed: bool,
 }
 
 impl Space {
     pub(super) fn new(reserve: Reserve) -> Self {
-        Self { full: false, low: false, reserve, postponed: Vec::new() }
+        Self { full: false, low: false, reserve, postponed: Vec::new(), said_postponed: false }
+    }
+
+    /// A void waits. True if that is to be said: it is tried again each second, which is nothing new.
+    fn postpone(&mut self, void: FromShip) -> bool {
+        self.postponed.push(void);
+        !std::mem::replace(&mut self.said_postponed, true)
+    }
+
+    /// All that waited was tried again. True if nothing waits any more, for the first time.
+    fn is_rid(&mut self) -> bool {
+        self.postponed.is_empty() && std::mem::take(&mut self.said_postponed)
     }
 }
 
@@ -92,15 +109,17 @@ impl Owner {
         for message in std::mem::take(&mut self.space.postponed) {
             self.message(message, now)?;
         }
+        if self.space.is_rid() {
+            tracing::info!("no rejected or damaged batch waits any more");
+        }
         Ok(())
     }
 
-    /// A void waits: its bytes cannot be kept, or it cannot be appended.
-    pub(super) fn postpone(&mut self, void: FromShip) {
-        if self.space.postponed.is_empty() {
-            tracing::error!("a rejected or damaged batch cannot be kept for now: it waits");
+    /// A void waits: its bytes cannot be read or kept, or it cannot be appended.
+    pub(super) fn postpone(&mut self, void: FromShip, why: &dyn fmt::Display) {
+        if self.space.postpone(void) {
+            tracing::error!(%why, "a rejected or damaged batch waits for its void, it is tried again each second");
         }
-        self.space.postponed.push(void);
     }
 
     /// None: there is no room, also without the reserve.
@@ -154,5 +173,28 @@ impl Owner {
             path.display()
         );
         self.say_space(Some(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_void_that_waits_is_said_once_until_nothing_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut space = Space::new(Reserve::at(dir.path().join("reserve"), RESERVE_BYTES));
+        let mut said = Vec::new();
+        for _ in 0..3 {
+            // As each second does: taken out, tried, and put back.
+            space.postponed.clear();
+            said.push(space.postpone(FromShip::Drained));
+            said.push(space.postpone(FromShip::Drained));
+            assert!(!space.is_rid());
+        }
+        assert_eq!(said, [true, false, false, false, false, false]);
+        space.postponed.clear();
+        assert!(space.is_rid() && !space.is_rid());
+        assert!(space.postpone(FromShip::Drained), "another time");
     }
 }

@@ -40,7 +40,7 @@ struct Tracked {
     attempts: u32,
     avoid: Option<Node>,
     disputed: Disputed,
-    /// Reads of the stored copy that the disk failed, and when the first did.
+    /// Reads of the stored copy that the disk failed since the last good one, and when the first did.
     failed_reads: Option<(u32, Instant)>,
 }
 
@@ -209,6 +209,13 @@ impl Queue {
         let (times, since) = tracked.failed_reads.unwrap_or((0, now));
         tracked.failed_reads = Some((times + 1, since));
         (times + 1, now.saturating_duration_since(since))
+    }
+
+    /// Its stored copy was read: what failed before that has passed.
+    pub fn was_read(&mut self, take: &Take) {
+        if let Some(tracked) = self.batches.get_mut(&take.key) {
+            tracked.failed_reads = None;
+        }
     }
 
     /// The answer was *busy*: that is no failed attempt, and takes nothing out of the retry budget.
@@ -453,6 +460,9 @@ mod tests {
         let later = now + Duration::from_secs(60);
         assert_eq!(queue.read_failed(&first, later), (2, Duration::from_secs(60)));
         assert_eq!(queue.read_failed(&second, later), (1, Duration::ZERO), "another batch");
+        queue.was_read(&first);
+        assert_eq!(queue.read_failed(&first, later), (1, Duration::ZERO), "it could be read in between");
+        assert_eq!(queue.read_failed(&second, later).0, 2, "the other one could not");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A batch whose stored copy cannot be read: nothing was sent. What is damaged, or what the disk does not give back over
-//! a minute, is replaced by a void; it never holds up the others.
+//! a minute without one good read, is replaced by a void; it never holds up the others.
 
 use std::time::{Duration, Instant};
 
