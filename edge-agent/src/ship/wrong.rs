@@ -7,7 +7,8 @@
 //!
 //! Invariant: such a batch becomes a void only after [`ANSWERS`] answers *wrong* over a time of patience, from two
 //! aggregators where there are two. Aggregators that have not said it yet are asked first, so whoever can be reached has
-//! been asked by then.
+//! been asked by then. Where one has said it, and no other has said it or taken the batch within [`LONGEST`] times that
+//! patience, the one is believed: else an origin would wait for ever for aggregators that are configured and gone.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,9 @@ use crate::outbox::read::BatchBytes;
 const ANSWERS: u32 = 3;
 /// Aggregators that must have said so, where there are as many.
 const WITNESSES: usize = 2;
-/// Once every aggregator has said it, the batch is sent so many times more within the patience.
+/// Times the patience after which one is enough, because no other took the batch all the while.
+const LONGEST: u32 = 12;
+/// Once no aggregator is left that has not said it, the batch is sent so many times more within the patience.
 const TRIES_WITHIN_PATIENCE: u32 = 10;
 
 /// Who said *wrong* of one batch.
@@ -53,8 +56,14 @@ impl Disputed {
 
     /// Have enough said it for long enough? `nodes`: how many aggregators there are.
     pub fn is_believed(&self, nodes: usize, patience: Duration, now: Instant) -> bool {
-        let long_enough = self.since.is_some_and(|since| now.saturating_duration_since(since) >= patience);
-        self.answers >= ANSWERS && self.by.len() >= nodes.clamp(1, WITNESSES) && long_enough
+        let lasted = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let enough = self.by.len() >= nodes.clamp(1, WITNESSES) || lasted >= patience * LONGEST;
+        self.answers >= ANSWERS && enough && lasted >= patience
+    }
+
+    /// Is there somebody who may not have been asked yet? Not if one has said it twice: the others were not reached.
+    fn is_open(&self, nodes: usize) -> bool {
+        self.by.len() < nodes && self.answers as usize == self.by.len()
     }
 }
 
@@ -104,7 +113,7 @@ impl Ship {
         }
         let seq = take.stored.seq;
         tracing::error!(%node, seq, detail, "aggregator calls a batch wrong that is sound here, it is sent elsewhere");
-        let delay = match disputed.by().len() < nodes {
+        let delay = match disputed.is_open(nodes) {
             true => retry::FIRST,
             false => self.options.wrong_patience / TRIES_WITHIN_PATIENCE,
         };
@@ -127,13 +136,26 @@ mod tests {
     }
 
     #[test]
-    fn one_of_several_is_never_believed() {
+    fn one_of_several_is_not_believed_alone() {
         let (now, mut disputed) = (Instant::now(), Disputed::default());
         (0..100).for_each(|_| disputed.said(&node("a"), now));
         assert!(!disputed.is_believed(3, PATIENCE, now + PATIENCE * 10), "one faulty aggregator voids good batches");
         disputed.said(&node("b"), now);
         assert!(disputed.is_believed(3, PATIENCE, now + PATIENCE));
         assert_eq!(disputed.by(), [node("a"), node("b")]);
+    }
+
+    #[test]
+    fn one_of_several_is_believed_if_no_other_answers_for_long() {
+        let (now, mut disputed) = (Instant::now(), Disputed::default());
+        disputed.said(&node("a"), now);
+        assert!(disputed.is_open(3), "the others are asked at once");
+        disputed.said(&node("a"), now);
+        assert!(!disputed.is_open(3), "the others cannot be reached: no hurry");
+        assert!(!disputed.is_believed(3, PATIENCE, now + PATIENCE * LONGEST), "too few answers");
+        disputed.said(&node("a"), now + PATIENCE);
+        assert!(!disputed.is_believed(3, PATIENCE, now + PATIENCE * (LONGEST - 1)));
+        assert!(disputed.is_believed(3, PATIENCE, now + PATIENCE * LONGEST), "the batch is sent for ever");
     }
 
     #[test]
