@@ -3,8 +3,11 @@
 mod bench;
 mod support;
 
-use bench::{Bench, start};
+use std::time::Duration;
+
+use bench::{Bench, start, start_tuned, tuning};
 use bytes::Bytes;
+use edge_agent::agent::Tuning;
 use edge_agent::agent::owner::End;
 use edge_agent::outbox::{ChunkAppend, Options, Outbox};
 use proto::ids::Origin;
@@ -49,6 +52,22 @@ async fn a_copy_that_contradicts_its_header_becomes_a_void_at_the_first_retry() 
     fake.until("a void in its place", |state| state.kinds(origin) == "ov").await;
     assert_eq!(fake.with(|state| state.unsound), 1);
     assert_eq!(std::fs::read_dir(rejected).unwrap().count(), 1);
+    stop.drain();
+    assert_eq!(task.await.unwrap().unwrap(), End::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_one_that_can_be_reached_is_believed_in_the_end() {
+    let (fake, mut bench) = (Fake::start().await, Bench::new());
+    fake.with(|state| state.all_data_is_wrong = true);
+    bench.write(10);
+    let mut config = bench.config(&fake, "");
+    // Configured, and gone.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    config.aggregators.peers.push(gone.to_string());
+    // Patience goes with it: a third of a second, where it is five minutes.
+    let (stop, task) = start_tuned(config, false, Tuning { hurry: Duration::from_millis(1), ..tuning() });
+    fake.until("a void", |state| state.first_kinds().starts_with("ov")).await;
     stop.drain();
     assert_eq!(task.await.unwrap().unwrap(), End::Clean);
 }
