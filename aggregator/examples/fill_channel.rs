@@ -62,6 +62,7 @@ fn main() -> anyhow::Result<()> {
         keep_free_bytes: 0,
         tick: Duration::from_millis(200),
         pinned_after: Duration::from_secs(60),
+        unreadable_for: Duration::from_secs(60),
     };
     let (channel, events) = ChannelHandle::open(options, Arc::new(|_| {}))?;
     // Nobody forwards here.

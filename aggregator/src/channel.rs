@@ -67,6 +67,8 @@ pub struct ChannelOptions {
     pub tick: Duration,
     /// How long a pinned segment must have been without an answer before it is copied forward.
     pub pinned_after: Duration,
+    /// How long opening must have failed to read a segment before what can be read of it takes its place.
+    pub unreadable_for: Duration,
 }
 
 /// Where a batch lies.
@@ -97,6 +99,15 @@ pub enum ChannelError {
         path: PathBuf,
         /// The fact.
         source: std::io::Error,
+    },
+    /// The disk does not give all of a segment back, and may yet.
+    #[error(
+        "the disk does not give all of {path} back: it is read again every 5 s, and when that has failed for a minute \
+         what can be read takes its place"
+    )]
+    Unreadable {
+        /// Its file.
+        path: PathBuf,
     },
     /// A segment of a newer release.
     #[error("segment {segment:016x}: {source}")]
@@ -264,6 +275,8 @@ pub struct ChannelStats {
     pub copied_batches: AtomicU64,
     /// A storage error is latched.
     pub failed: AtomicBool,
+    /// It was opened since the start: what is counted here says something.
+    pub opened: AtomicBool,
 }
 
 /// Called by the owner with the seconds of each fsync.
@@ -277,7 +290,8 @@ pub struct ChannelHandle {
 }
 
 impl ChannelHandle {
-    /// Opens the channel and starts its owner. The receiver gets a [`ChannelEvent::Reset`] first.
+    /// Opens the channel and starts its owner. The receiver gets a [`ChannelEvent::Reset`] first,
+    /// later where the disk does not give all segments back yet.
     pub fn open(
         options: ChannelOptions,
         on_sync: SyncObserver,
@@ -357,6 +371,6 @@ impl ChannelHandle {
 impl ChannelStats {
     /// Is everything delivered?
     pub fn is_empty(&self) -> bool {
-        self.held_batches.load(Ordering::Relaxed) == 0
+        self.opened.load(Ordering::Relaxed) && self.held_batches.load(Ordering::Relaxed) == 0
     }
 }

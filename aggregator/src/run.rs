@@ -35,6 +35,8 @@ const MAX_FRAME: u32 = 64 * 1024;
 const MAX_STREAMS: u32 = 64;
 /// A request that is not answered by then was given up by its agent.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a segment must have failed to be read before what can be read of it takes its place.
+const UNREADABLE_FOR: Duration = Duration::from_secs(60);
 /// How long agents that are in the middle of a call are told *busy* before their connections are closed.
 const LAME_DUCK: Duration = Duration::from_millis(200);
 /// Time for the last answers to leave after everything in flight is answered.
@@ -116,6 +118,7 @@ pub fn channel_options(config: &Config) -> ChannelOptions {
         keep_free_bytes: config.channel.keep_free.bytes(),
         tick: config.channel.tick.get(),
         pinned_after: config.channel.pinned_after.get(),
+        unreadable_for: UNREADABLE_FOR,
     }
 }
 

@@ -103,7 +103,7 @@ impl Sources {
             corruptions: load(&stats.corruptions),
             given_up_batches: load(&stats.given_up_batches),
             draining,
-            drained: draining && in_flight == 0 && held_batches == 0,
+            drained: draining && in_flight == 0 && stats.is_empty(),
             storage_failed: stats.failed.load(Ordering::SeqCst),
             declarations_version: self.declarations.borrow().version,
             collectors: self.collectors.borrow().clone(),

@@ -70,6 +70,7 @@ fn options(dir: &Path) -> ChannelOptions {
         keep_free_bytes: 0,
         tick: Duration::from_millis(3),
         pinned_after: Duration::ZERO,
+        unreadable_for: Duration::ZERO,
     }
 }
 

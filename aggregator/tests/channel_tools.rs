@@ -51,6 +51,7 @@ fn options(dir: &Path) -> ChannelOptions {
         keep_free_bytes: 0,
         tick: Duration::from_millis(5),
         pinned_after: Duration::from_secs(3600),
+        unreadable_for: Duration::ZERO,
     }
 }
 

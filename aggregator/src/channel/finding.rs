@@ -6,7 +6,7 @@ use proto::ids::BatchId;
 use serde::Serialize;
 
 /// What kind of damage. The names are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The first bytes of a segment file.

@@ -21,6 +21,7 @@ use super::lock::DirLock;
 use super::meta::encode_meta;
 use super::recover::{self, Opened};
 use super::refusals::Refusal;
+use super::salvage::Seen;
 use super::state::Admission;
 use super::unreadable::Unreadable;
 use super::upkeep::SWEEP_EVERY;
@@ -54,6 +55,8 @@ pub struct Owner {
     pub(super) giving_up: Vec<(Location, BatchId)>,
     /// Being opened: the forward side is told of the outcome, not of the steps.
     quiet: bool,
+    /// What was found at each opening.
+    pub(super) seen: Seen,
     queue: Receiver<Command>,
     _lock: DirLock,
     on_sync: SyncObserver,
@@ -72,7 +75,12 @@ impl Owner {
         on_sync: SyncObserver,
     ) -> Result<Self, ChannelError> {
         let lock = recover::lock(&options.data_dir)?;
-        let opened = recover::open(&options, &stats, unix_ms(), 0)?;
+        let mut seen = Seen::default();
+        let opened = match recover::open(&options, &stats, &mut seen, unix_ms(), 0) {
+            // It may be a cable: the process is up and tries again, as after a storage error.
+            Err(error @ ChannelError::Unreadable { .. }) => Err(error),
+            opened => Ok(opened?),
+        };
         let mut reserve = disk::reserve(&options.data_dir);
         reserve.refill();
         let now = Instant::now();
@@ -88,6 +96,7 @@ impl Owner {
             unreadable: Unreadable::default(),
             giving_up: Vec::new(),
             quiet: false,
+            seen,
             queue,
             _lock: lock,
             on_sync,
@@ -95,7 +104,10 @@ impl Owner {
             next_tick: now,
             next_sweep: now + SWEEP_EVERY,
         };
-        owner.begin(opened);
+        match opened {
+            Ok(opened) => owner.begin(opened),
+            Err(error) => owner.stay_closed(&error),
+        }
         Ok(owner)
     }
 
@@ -398,18 +410,22 @@ impl Owner {
     /// Opens a failed channel again.
     pub(super) fn reopen(&mut self) {
         self.opened = None;
-        match recover::open(&self.options, &self.stats, unix_ms(), self.now()) {
+        let now = self.now();
+        match recover::open(&self.options, &self.stats, &mut self.seen, unix_ms(), now) {
             Ok(opened) => {
                 self.begin(opened);
                 if self.failed.is_none() {
                     tracing::warn!("the channel is open again");
                 }
             }
-            Err(error) => {
-                tracing::error!(%error, "the channel cannot be opened again yet");
-                self.failed = Some((error.to_string(), Instant::now() + REOPEN_AFTER));
-            }
+            Err(error) => self.stay_closed(&error),
         }
+    }
+
+    fn stay_closed(&mut self, error: &ChannelError) {
+        tracing::error!(%error, "the channel cannot be opened yet");
+        self.stats.failed.store(true, Ordering::Relaxed);
+        self.failed = Some((error.to_string(), Instant::now() + REOPEN_AFTER));
     }
 
     pub(super) fn tell(&self, event: ChannelEvent) {
@@ -432,6 +448,7 @@ impl Owner {
         let oldest = opened.state.segments().find(|(_, segment)| segment.live() > 0);
         let oldest = oldest.map_or(0, |(_, segment)| segment.index().created_unix_ms);
         self.stats.oldest_unix_ms.store(oldest, Ordering::Relaxed);
+        self.stats.opened.store(true, Ordering::Relaxed);
         self.stats.dropped_reasons.store(opened.state.refusals.dropped(), Ordering::Relaxed);
     }
 

@@ -21,7 +21,7 @@ use super::ledger::Ledger;
 use super::lock::DirLock;
 use super::meta::{self, MetaError};
 use super::refusals::Refusals;
-use super::salvage::{self, Damage};
+use super::salvage::{self, Damage, Seen};
 use super::state::{OriginKey, Segment, State};
 use super::{ChannelError, ChannelOptions, ChannelStats, Location};
 
@@ -55,13 +55,19 @@ pub fn lock(data_dir: &Path) -> Result<DirLock, ChannelError> {
 }
 
 /// Opens everything in the data directory, which is locked.
-pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u64) -> Result<Opened, ChannelError> {
+pub fn open(
+    options: &ChannelOptions,
+    stats: &ChannelStats,
+    seen: &mut Seen,
+    unix_ms: u64,
+    now: u64,
+) -> Result<Opened, ChannelError> {
     let log_options = Options {
         dir: options.data_dir.join("seg"),
         segment_bytes: options.segment_bytes,
         max_record_bytes: MAX_RECORD_BYTES,
     };
-    let damage = salvage::before_open(&options.data_dir)?;
+    salvage::before_open(&options.data_dir, options.unreadable_for, seen)?;
     let mut reader = FooterReader { unix_ms, found: Vec::new(), newer: None, names: HashSet::new() };
     let (log, recovery) = RecordLog::open(log_options, |segment| reader.take(segment))?;
     if let Some((segment, source)) = reader.newer {
@@ -95,7 +101,7 @@ pub fn open(options: &ChannelOptions, stats: &ChannelStats, unix_ms: u64, now: u
         let bitmap = ledger.bitmap(found.id, found.index.entries.len() as u32);
         state.add_sealed(found.id, Arc::new(found.index), bitmap, found.bytes, now);
     }
-    damage.iter().for_each(|damage| name(damage, &mut state, &ledger, stats));
+    seen.take_new().iter().for_each(|damage| name(damage, &mut state, &ledger, stats));
     Ok(Opened { log, ledger, state, doubtful })
 }
 

@@ -36,6 +36,7 @@ fn options(dir: &std::path::Path, max_bytes: u64, segment_bytes: u64) -> Channel
         keep_free_bytes: 0,
         tick: Duration::from_millis(200),
         pinned_after: Duration::ZERO,
+        unreadable_for: Duration::from_secs(3600),
     }
 }
 
@@ -313,6 +314,41 @@ fn failing_from_the(nth: usize, failing: StorageOp) -> impl Fn(StorageOp) -> io:
         true => Err(io::Error::other("injected")),
         false => Ok(()),
     }
+}
+
+/// A directory can be opened and none of its bytes can be read, like a file on a disk that fails.
+#[test]
+fn a_segment_that_cannot_be_read_now_is_waited_for_and_replaced_only_when_that_lasts() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    let bench = bench.reopen(1 << 30, 1 << 20);
+    let path = bench.dir.path().join("seg").join(format!("{:016x}.seg", bench.places[&id("a", 1)].segment));
+    let (elsewhere, aside) = (bench.dir.path().join("elsewhere"), path.with_extension("at-start.seg.damaged"));
+    std::fs::rename(&path, &elsewhere).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let mut bench = bench.reopen(1 << 30, 1 << 20);
+    let again = |bench: &mut Bench| {
+        bench.owner.failed.as_mut().unwrap().1 = Instant::now();
+        bench.tick();
+    };
+    for _ in 0..2 {
+        again(&mut bench);
+        assert!(path.is_dir() && !aside.exists() && bench.resets == 0, "nothing is changed");
+        assert!(bench.stats().failed.load(Ordering::Relaxed) && !bench.stats().is_empty(), "nor said");
+        assert!(matches!(bench.append("a", 2, 100), Appended::Failed(_)));
+    }
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&elsewhere, &path).unwrap();
+    again(&mut bench);
+    assert!(bench.owner.failed.is_none() && bench.places.contains_key(&id("a", 1)), "nothing is lost");
+    std::fs::rename(&path, &elsewhere).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let mut bench = bench.reopen(1 << 30, 1 << 20);
+    bench.owner.options.unreadable_for = Duration::ZERO;
+    again(&mut bench);
+    assert!(bench.owner.failed.is_none() && !path.is_dir() && aside.exists());
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    assert!(bench.places.contains_key(&id("a", 1)), "its agent gives it again");
 }
 
 /// What is damaged today may be read by other means: the file in which it lies does not go with it.
