@@ -123,10 +123,11 @@ impl Owner {
         self.giving_up.clear();
         self.opened = Some(opened);
         self.failed = None;
-        self.unreadable.clear();
         self.quiet = true;
-        if let Err(error) = self.write_anew(&doubtful) {
-            self.fail(&error);
+        match self.write_anew(&doubtful) {
+            Ok(()) => self.unreadable.clear(),
+            // What could not be read is tried again by the next opening, and its minute goes on.
+            Err(error) => self.fail(&error),
         }
         self.quiet = false;
         self.stats.failed.store(self.failed.is_some(), Ordering::Relaxed);
@@ -152,7 +153,8 @@ impl Owner {
         }
         // The row first: without it an unlinked segment would look like one that was lost.
         self.write_ledger();
-        self.unlink_finished()
+        self.unlink_finished()?;
+        doubtful.iter().try_for_each(|&segment| self.none_left(segment))
     }
 
     /// Runs until it is stopped or nobody holds a handle.

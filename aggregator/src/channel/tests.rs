@@ -316,6 +316,30 @@ fn failing_from_the(nth: usize, failing: StorageOp) -> impl Fn(StorageOp) -> io:
     }
 }
 
+/// What lies in a segment without a footer may be in memory only: while it cannot be written anew, nothing rests on it.
+#[test]
+fn a_doubtful_batch_that_cannot_be_read_now_is_not_said_to_be_held() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    let path = bench.dir.path().join("seg").join(format!("{:016x}.seg", bench.places[&id("a", 1)].segment));
+    let elsewhere = bench.dir.path().join("elsewhere");
+    let owner = &mut bench.owner;
+    owner.opened = None;
+    let opened = recover::open(&owner.options, &owner.stats, &mut owner.seen, 0, 0).unwrap();
+    // Between the look at it and the copy.
+    std::fs::rename(&path, &elsewhere).unwrap();
+    owner.begin(opened);
+    bench.look();
+    assert!(matches!(bench.append("a", 1, 100), Appended::Failed(_)), "it may not be on the disk");
+    assert!(bench.places.contains_key(&id("a", 1)), "it is delivered all the same");
+    std::fs::rename(&elsewhere, &path).unwrap();
+    bench.owner.failed.as_mut().unwrap().1 = Instant::now();
+    bench.tick();
+    assert_eq!(bench.append("a", 1, 100), Appended::Durable);
+    assert!(bench.owner.failed.is_none() && !path.exists(), "written anew");
+    assert_eq!(bench.stats().stored_batches.load(Ordering::Relaxed), 1, "and stored once");
+}
+
 /// A directory can be opened and none of its bytes can be read, like a file on a disk that fails.
 #[test]
 fn a_segment_that_cannot_be_read_now_is_waited_for_and_replaced_only_when_that_lasts() {

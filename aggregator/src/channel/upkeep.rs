@@ -3,9 +3,12 @@
 //!
 //! Invariant: a segment is unlinked only when every batch of it is answered, or durably stored in another segment.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use common::record_log::survey::segment_file_name;
 use common::record_log::{LogError, RecordAt};
 
 use super::owner::{Owner, unix_ms};
@@ -139,6 +142,17 @@ impl Owner {
         self.sync();
         self.publish();
         Ok(copied)
+    }
+
+    /// What is left in a doubtful segment because it cannot be read now must not be said to be held.
+    pub(super) fn none_left(&self, segment: u64) -> Result<(), LogError> {
+        let left = self.opened.as_ref().and_then(|opened| opened.state.segment(segment)).map_or(0, |left| left.live());
+        if left == 0 {
+            return Ok(());
+        }
+        let path = self.options.data_dir.join("seg").join(segment_file_name(segment));
+        let reason = io::Error::other(format!("{left} batches that may not be on the disk cannot be read now"));
+        Err(LogError::Storage { action: "writing anew the batches of", path, reason: Arc::new(reason) })
     }
 
     fn copy_one(&mut self, from: Location, offset: u64) -> Result<bool, LogError> {
