@@ -11,13 +11,30 @@ use common::record_log::survey::segment_file_name;
 use proto::ids::BatchId;
 
 use super::owner::Owner;
-use super::{Location, salvage, segment_view};
+use super::{ChannelEvent, Location, recover, salvage, segment_view};
 
 impl Owner {
-    /// Gives a batch up, or tries again at the next tick: the forward side asks once.
+    /// Gives a batch up, or tries again at the next tick: the forward side asks once. One that was read well and copied in
+    /// between is not given up.
     pub(super) fn give_up_or_later(&mut self, at: Location, id: BatchId) {
-        if !self.give_up(at, &id) {
+        if self.opened.as_ref().is_some_and(|opened| opened.state.is_moved(at)) {
+            self.tell_anew();
+        } else if !self.give_up(at, &id) {
             self.giving_up.push((at, id));
+        }
+    }
+
+    /// The forward side has taken a batch out that is to be delivered all the same: it hears everything again.
+    fn tell_anew(&mut self) {
+        // Only of what is sealed can all be told.
+        if let Some((id, _)) = self.opened.as_ref().and_then(|opened| opened.log.active())
+            && let Err(error) = self.seal(id)
+        {
+            return self.fail(&error);
+        }
+        if let Some(opened) = &self.opened {
+            let snapshot = recover::snapshot(&opened.state, opened.log.reader());
+            self.tell(ChannelEvent::Reset(Box::new(snapshot)));
         }
     }
 

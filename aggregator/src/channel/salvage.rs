@@ -267,7 +267,7 @@ fn copy_readable(
         if read(chunk, at).is_err() {
             for (number, block) in chunk.chunks_mut(BLOCK_BYTES).enumerate() {
                 let from = at + (number * BLOCK_BYTES) as u64;
-                let Err(error) = (0..TRIES).fold(read(block, from), |last, _| last.or_else(|_| read(block, from)))
+                let Err(error) = (1..TRIES).fold(read(block, from), |last, _| last.or_else(|_| read(block, from)))
                 else {
                     continue;
                 };

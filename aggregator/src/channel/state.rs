@@ -275,6 +275,11 @@ impl State {
         to
     }
 
+    /// Was the batch at `from` copied, so that it is the copy that counts?
+    pub fn is_moved(&self, from: Location) -> bool {
+        self.moved.contains_key(&from)
+    }
+
     /// The copy of the batch at `from` is durable: the old place counts as answered.
     pub fn copied(&mut self, from: Location, now: u64) {
         self.settle(from, now);

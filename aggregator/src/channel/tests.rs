@@ -408,6 +408,32 @@ fn the_file_of_a_batch_that_is_given_up_is_kept() {
     }
 }
 
+/// The disk gave it back after the forward side had taken it for lost.
+#[test]
+fn a_batch_that_was_copied_well_is_not_given_up_but_told_again() {
+    let mut bench = Bench::new(1 << 30, 1 << 20);
+    for seq in 1..=3 {
+        assert_eq!(bench.append("a", seq, 100), Appended::Durable);
+    }
+    let mut bench = bench.reopen(1 << 30, 1 << 20);
+    let at = bench.places[&id("a", 2)];
+    bench.owner.copy_forward(at.segment);
+    bench.tick();
+    assert_eq!(bench.append("a", 4, 100), Appended::Durable);
+    let resets = bench.resets;
+    bench.owner.handle(vec![Command::GiveUp { at, id: id("a", 2) }]);
+    bench.look();
+    assert_eq!((bench.resets, bench.places.len()), (resets + 1, 4), "all of it is to be delivered");
+    assert_ne!(bench.places[&id("a", 2)], at);
+    let state = &bench.owner.opened.as_ref().unwrap().state;
+    assert_eq!((state.held_batches(), bench.stats().given_up_batches.load(Ordering::Relaxed)), (4, 0));
+    assert_eq!(bench.append("a", 5, 100), Appended::Durable);
+    (1..=5).for_each(|seq| bench.release("a", seq));
+    bench.tick();
+    bench.tick();
+    assert_eq!(bench.owner.opened.as_ref().unwrap().state.held_batches(), 0);
+}
+
 #[test]
 fn only_what_is_held_or_committed_is_deduplicated() {
     let mut bench = Bench::new(1 << 30, 1 << 20);
