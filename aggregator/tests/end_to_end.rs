@@ -91,7 +91,8 @@ async fn unanswered_batches_are_listed_before_any_payload() {
         let sent = |id| seen.delivered.iter().filter(|other| *other == id).count();
         assert!(seen.delivered.iter().all(|id| sent(id) == 1 || id.seq >= 5), "what is staged is not sent again");
     }
-    assert_eq!(running.sources.status().held_batches, 5, "staged releases nothing");
+    // The last answers may still be under way.
+    eventually("staged releases nothing", || running.sources.status().held_batches == 5).await;
     running.stop().await;
 }
 
