@@ -237,6 +237,9 @@ fn lost_disk(ack: Ack) -> (String, Value, u64) {
     let clock = clock();
     let mut spec = day_spec(destination(dir.path()), &logs, 1, clock);
     (spec.ack, spec.aggregators, spec.collectors) = (ack, 1, 1);
+    // The next run of the killed collector takes over its share of the partitions when that is retired.
+    let housekeeping = "[housekeeping]\nheartbeat = \"1s\"\nretire_after = \"4s\"\nlog_retention = \"1h\"\n";
+    spec.extra.push((Tier::Collector, housekeeping.into()));
     let mut cluster = Cluster::create(spec, program(), &dir.path().join("cluster")).unwrap();
     fs::create_dir_all(logs.join("0")).unwrap();
     cluster.start_servers().unwrap();
